@@ -22,24 +22,24 @@ def sees(query, query_block, key, key_block, window):
 
 
 def rotary(positions, head_width, theta, dtype=torch.float32):
-    """RoPE factors at `positions` (..., N) -> cos, sin, each (..., N, C); angles in float64, exact at any length."""
-    frequency = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64, device="cpu") / head_width)
-    angle = positions.double().cpu()[..., None] * frequency               # (..., N, C/2)
+    """RoPE factors at `positions` (..., N) -> cos, sin, each (..., N, 1, 1, C); angles in float64, exact at any length."""
+    frequency = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    angle = positions.cpu().double()[..., None, None, None] * frequency    # (..., N, 1, 1, C/2)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)      # (..., N, C): the sign serves `rotate`
+    cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)       # (..., N, 1, 1, C): the sign serves `rotate`
     return cos.to(positions.device, dtype), sin.to(positions.device, dtype)
 
 
 def rotate(x, rope):
-    """Turn each pair (x_c, x_{c+C/2}) of x (B, H, N, C) by its row's angle."""
+    """Turn each pair (x_c, x_{c+C/2}) of queries and keys x (B, N, 2, H, C) by its row's angle."""
     cos, sin = rope
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def attend(q, k, v, mask=None, causal=False):
     """Attention of q (B, H, N, C) over k, v (B, H, S, C); mask: bool, or 0 / -inf of q's type, (.., N, S)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        # With narrow heads the fused backward is faster in float32 than in bfloat16 on CPUs; matrix products are not.
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # With narrow heads the fused kernels are faster in float32 than in bfloat16 on CPUs; matrix products are not.
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal)
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
@@ -82,20 +82,25 @@ class Layer(nn.Module):
     def forward(self, x, rope, mask=None, past=None):
         """x (B, N, D) -> (B, N, D).
 
-        past: None in training (then mask None means causal in the window), else this layer's rows of a Cache, (2, B, H, S, C),
-        whose last N are filled here with the keys and values of x (then mask None means that all S are seen).
+        past None (training): rows are causal within the window, but for the last P if there is a mask (B, 1, P, N): that is
+        what these see. past: this layer's rows of a Cache, (2, B, H, S, C), whose last N are filled here with the keys and
+        values of x; all S are seen, or what the mask (N, S) allows.
         """
         B, N, D = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(B, N, 3, self.heads, D // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)                    # each (B, H, N, C)
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k = rotate(qkv[:, :, :2], rope).permute(2, 0, 3, 1, 4).unbind(0)                                # each (B, H, N, C)
+        v = qkv[:, :, 2].transpose(1, 2)
         if past is not None:
             past[0][:, :, -N:], past[1][:, :, -N:] = k, v
             k, v = past[0], past[1]                                       # (B, H, S, C)
-        if mask is None and past is None:
-            y = attend_window(q, k, v, self.window)                       # (B, H, N, C)
+            y = attend(q, k, v, mask)                                     # (B, H, N, C)
+        elif mask is None:
+            y = attend_window(q, k, v, self.window)
         else:
-            y = attend(q, k, v, mask)
+            clean = N - mask.shape[-2]
+            y = attend(q[:, :, clean:], k, v, mask)
+            if clean:
+                y = torch.cat([attend_window(*(t[:, :, :clean] for t in (q, k, v)), self.window), y], 2)
         x = x + self.out(y.transpose(1, 2).reshape(B, N, D))
         gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, -1)            # each (B, N, hidden)
         return x + self.down(F.silu(gate) * up)
@@ -152,7 +157,7 @@ class Cache:
     def _turn(self):
         if self.theta:
             slots = torch.arange(self.base, self.base + self.capacity, device=self.rows.device)
-            self.rope = rotary(slots, self.rows.shape[-1], self.theta, self.rows.dtype)  # each (capacity, C)
+            self.rope = rotary(slots, self.rows.shape[-1], self.theta, self.rows.dtype)  # each (capacity, 1, 1, C)
 
     def span(self, low, high):
         """The rows of positions low..high-1, (layers, 2, 1, H, high - low, C): a view, to read and to fill."""
@@ -174,7 +179,7 @@ class Cache:
         clean_row = n == 1 and not block  # sees all that it is given: no mask
         low = max(0, first - self.window + clean_row)
         past = self.span(low, first + n)
-        rope = tuple(r[first - self.base:first + n - self.base] for r in self.rope)     # each (N, C)
+        rope = tuple(r[first - self.base:first + n - self.base] for r in self.rope)     # each (N, 1, 1, C)
         mask = None if clean_row else self._template(n, block)[:, -past.shape[-2]:]     # (N, S)
         return rope, mask, past
 

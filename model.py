@@ -202,8 +202,22 @@ class BLT(nn.Module):
         return self
 
     def latents(self, ids, closes):
-        """ids, closes (B, N) -> latents (B, M, G) of the patches closed."""
-        return self.globe(self.encoder(F.pad(ids, (LEAD, 0)), closes))
+        """ids, closes (B, N) -> latents (B, M, G) of the patches closed.
+
+        Rows close very different numbers of patches, so the global model gets the patches of all rows in one sequence, without
+        padding, and a mask that keeps the rows apart.
+        """
+        c, vectors = self.config, self.encoder(F.pad(ids, (LEAD, 0)), closes)                                 # (B, M, G)
+        B, M, G = vectors.shape
+        real = torch.arange(M, device=ids.device) < closes.sum(1)[:, None]                                    # (B, M)
+        if bool(real.all()):
+            return self.globe(vectors)
+        row, patch = real.nonzero().unbind(1)                                                                 # (S,) each
+        clean = torch.full_like(patch, -1)
+        mask = sees(patch[:, None], clean[:, None], patch[None], clean[None], c.global_window) & (row[:, None] == row[None])
+        rope = rotary(patch, c.global_width // c.global_heads, c.rope_theta, vectors.dtype)
+        packed = self.globe(vectors[row, patch][None], (rope, mask[None, None], None))                        # (1, S, G)
+        return torch.zeros_like(vectors).index_put((row, patch), packed[0])
 
     def forward(self, ids, closes, block_ids=None, block_positions=None, block_starts=None):
         """ids (B, N) and where patches close, (B, N) bool with closes[:, 0] set -> logits of each next byte (B, N, V).
@@ -217,12 +231,12 @@ class BLT(nn.Module):
         keys = self.decoder.latent_keys(self.latents(ids, closes))
         positions, mask = torch.arange(N, device=ids.device), None
         if block_ids is not None:
-            reads = torch.cat([reads, reads.gather(1, block_starts - 1)], 1)                                  # (B, R)
-            starts = torch.cat([positions.new_full((B, N), -1), block_starts], 1)                             # (B, R)
-            positions = torch.cat([positions.expand(B, N), block_positions], 1)                               # (B, R)
+            reads = torch.cat([reads, reads.gather(1, block_starts - 1)], 1)                                  # (B, N + P)
+            starts = torch.cat([positions.new_full((B, N), -1), block_starts], 1)                             # (B, N + P)
+            positions = torch.cat([positions.expand(B, N), block_positions], 1)                               # (B, N + P)
             ids = torch.cat([ids, block_ids], 1)
-            mask = sees(positions[:, :, None], starts[:, :, None], positions[:, None], starts[:, None], c.window)[:, None]
-            positions = positions[:, None]                                 # one axis more: every head turns the same way
+            mask = sees(block_positions[..., None], block_starts[..., None], positions[:, None], starts[:, None], c.window)
+            mask = mask[:, None]                                                                              # (B, 1, P, N + P)
         rope = rotary(positions, c.width // c.heads, c.rope_theta, self.decoder.head.weight.dtype)
         return self.decoder(ids, keys, reads, rope, mask)
 

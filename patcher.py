@@ -28,7 +28,7 @@ class PatcherConfig:
     theta: float = 1.0      # threshold in nats; calibrated by train.py to a mean patch of 4 bytes
     max_patch: int = 8      # bytes a patch holds at most, whatever the kind
     width: int = 64         # of the entropy model
-    layers: int = 2
+    layers: int = 1
     heads: int = 2
     hidden: int = 192       # width inside its SwiGLU
     window: int = 64        # bytes that one of its layers sees

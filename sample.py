@@ -1,6 +1,7 @@
-"""Generate bytes from a checkpoint:  python sample.py --mode blt --prompt "def "
+"""Generate bytes from a checkpoint:  python sample.py --mode bltdv --prompt "def "
 
-Text streams as it is made; --json prints one object a prompt instead. Any bytes are a prompt, the empty one too.
+Text streams as it is made; --trace shows drafts and unmasking instead, --json prints one object a prompt, --compare runs all
+modes on the same prompts and prints one table. Any bytes are a prompt, the empty one too.
 """
 import codecs
 import json
@@ -8,15 +9,20 @@ import os
 import sys
 
 import torch
+from tqdm import tqdm
 
 import checkpoint
-from bandwidth import generation_gigabytes
-from data import decode, encode
+from bandwidth import break_even, generation_gigabytes, pass_seconds, predicted_seconds
+from data import BOS, decode, encode
+from diffusion import UNMASK, Unmask, check_block_size, generate_bltd
 from model import load_model
+from speculate import generate_bltdv, generate_blts, generate_lookup, near_tie
 from stream import Sampling, generate
-from terminal import BadInput, Parser, number, paint, run
+from terminal import BadInput, Parser, has_colour, number, paint, run, table, visible
 
-MODES = ("blt",)
+MODES = ("blt", "blts", "bltd", "bltdv", "lookup")
+DRAFTED = ("blts", "bltdv", "lookup")
+THRESHOLDS = {("bltd", "confidence"): 0.7, ("bltdv", "confidence"): 0.3, ("bltd", "entropy"): 1.0, ("bltdv", "entropy"): 1.5}
 
 
 def read_prompts(options):
@@ -33,10 +39,26 @@ def read_prompts(options):
     return prompts
 
 
-def generate_mode(mode, model, patcher, prompt, options, emit=None):
-    """One generation in the mode asked for; prompt: bytes -> Generation."""
+def unmask_rule(mode, options):
+    """The unmasking rule asked for, or the mode's own: confidence for bltd, one-step for bltdv."""
+    rule = options.unmask or ("confidence" if mode == "bltd" else "one-step")
+    given = {"confidence": options.alpha, "entropy": options.gamma}.get(rule)
+    return Unmask(rule, THRESHOLDS.get((mode, rule)) if given is None else given)
+
+
+def generate_mode(mode, model, patcher, prompt, options, emit=None, trace=None):
+    """One generation in the mode asked for; prompt: bytes -> Generation. trace: an object with `step` and `round`, or None."""
     sampling = Sampling(options.temperature, options.top_p, options.ignore_eos, options.seed)
-    return generate(model, patcher, encode(prompt), options.bytes, sampling, emit)
+    args = model, patcher, encode(prompt), options.bytes
+    common = dict(sampling=sampling, emit=emit, watch=trace and trace.round, paper_rounds=options.paper_rounds)
+    K = model.config.block_size if options.block_size is None else options.block_size
+    if mode == "blt":
+        return generate(*args, sampling, emit)
+    if mode == "bltd":
+        return generate_bltd(*args, K, unmask_rule(mode, options), sampling, emit, trace and trace.step)
+    if mode == "bltdv":
+        return generate_bltdv(*args, K, unmask_rule(mode, options), trace and trace.step, **common)
+    return (generate_blts if mode == "blts" else generate_lookup)(*args, options.window, **common)
 
 
 def as_json(mode, prompt, made, model, patcher):
@@ -62,6 +84,74 @@ def printer():
     return emit
 
 
+class Trace:
+    """Prints rounds and unmasking steps as they happen; on a terminal the steps of a block overwrite each other."""
+
+    def __init__(self):
+        self.rounds = self.steps = 0
+
+    def step(self, ids, masked):
+        """One unmasking step of a block."""
+        cells = "".join(paint("░", 36) if m else visible(decode([i])) or "■" for i, m in zip(ids, masked))
+        self.steps += 1
+        done = not any(masked)
+        print(f"{chr(13) if has_colour() else ''}  step {self.steps:2}  {cells}", end="" if has_colour() and not done else "\n", flush=True)
+        if done:
+            self.steps = 0
+
+    def round(self, processed, drafted, accepted, following):
+        """One verification: processed: the bytes that the stream took in for good, with a bar behind those that close a patch."""
+        self.rounds += 1
+        taken = "".join(visible(decode([i])) + (paint("|", 34) if closes else "") for i, closes in processed)
+        own = visible(decode([following])) or "end"
+        rejected = visible(decode(drafted[accepted:]))
+        print(f"round {self.rounds:3}  {accepted}/{len(drafted):<2}  {paint(taken, 32)}{paint(own, 33, 1) if has_colour() else f' -> {own}'}"
+              + (f"  {paint('rejected: ' + rejected, 31)}" if rejected else ""), flush=True)
+
+
+def compare(model, patcher, prompts, options):
+    """Every mode on the same prompts: rows of JSON keys, with identical_to_blt: true, false, or "tie" where float32 rounding decides."""
+    modes = [m for m in MODES if model.config.block_size or m not in ("bltd", "bltdv")]
+    for mode in modes:
+        generate_mode(mode, model, patcher, prompts[0], options)  # warm-up
+    rows = []
+    for prompt in tqdm(prompts, desc="prompts", leave=False, disable=len(prompts) == 1):
+        plain = None
+        for mode in modes:
+            made = generate_mode(mode, model, patcher, prompt, options)
+            plain = plain or made
+            same = made.ids == plain.ids or (mode != "bltd" and near_tie(model, patcher, [BOS, *encode(prompt)], plain.ids, made.ids) and "tie")
+            rows.append(as_json(mode, prompt, made, model, patcher) | {"identical_to_blt": same})
+            rows[-1]["counters"] = made.counters
+    return modes, rows
+
+
+def print_comparison(modes, rows, model, patcher, options):
+    """One table over all prompts, then what single passes cost here and the acceptance above which each mode wins."""
+    K = model.config.block_size if options.block_size is None else options.block_size
+    times = pass_seconds(model, patcher, {1, options.window + 1, K, K + 1, 2 * K} - {0})
+    total = lambda mode, key: sum(r[key] for r in rows if r["mode"] == mode)
+    speed = {mode: total(mode, "new_bytes") / total(mode, "seconds") for mode in modes}
+    gigabytes = {mode: total(mode, "bandwidth_gb") / max(1, total(mode, "new_bytes")) for mode in modes}
+    cells = []
+    for mode in modes:
+        size, mine = max(1, total(mode, "new_bytes")), [r for r in rows if r["mode"] == mode]
+        ideal = size / sum(predicted_seconds(mode, r["counters"], times, options.window if mode != "bltdv" else K, K)[0] for r in mine)
+        same = [r["identical_to_blt"] for r in mine]
+        verdict = "yes" if all(s is True for s in same) else "no" if False in same else f"yes, {same.count('tie')} near-ties"
+        cells.append([mode, f"{speed[mode]:.0f}", f"{speed[mode] / speed['blt']:.2f}", f"{speed[mode] / ideal:.2f}",
+                      *(f"{total(mode, key) / size:.3f}" for key in ("decoder_nfes", "encoder_global_nfes", "entropy_nfes")),
+                      f"{total(mode, 'accepted') / total(mode, 'drafted'):.0%}" if total(mode, "drafted") else "", 
+                      f"{gigabytes[mode] * 1000:.2f}", f"{1 - gigabytes[mode] / gigabytes['blt']:.0%}", verdict])
+    print(table(["mode", "bytes/s", "x blt", "of ceiling", "decoder/B", "enc+glob/B", "patcher/B", "accepted", "MB/B", "saved", "identical"], cells))
+    mean_patch = total("blt", "new_bytes") / max(1, total("blt", "encoder_global_nfes"))
+    print("\none pass here, ms: " + ", ".join(f"decoder of {n} rows {1000 * s:.2f}" for n, s in times.decoder.items())
+          + ", " + ", ".join(f"patcher of {n} {1000 * s:.2f}" for n, s in times.patcher.items())
+          + f", encoder and global {1000 * times.patches(1):.2f}; {torch.get_num_threads()} threads, spread at most {times.spread:.0%}")
+    for mode, count, bytes_a_round in break_even(times, mean_patch, options.window, K if model.config.block_size else 0):
+        print(f"{mode}: wins above {bytes_a_round:.2f} bytes a round, an acceptance of {(bytes_a_round - 1) / count:.0%} of {count} drafted")
+
+
 def options_from(argv):
     parser = Parser(prog="sample.py", description="Generate bytes from a checkpoint.")
     parser.add_argument("--mode", default="blt", choices=MODES, help="how to generate")
@@ -72,9 +162,17 @@ def options_from(argv):
     parser.add_argument("--temperature", type=number(float, 0), default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=number(float, 0, 1, above=True), default=1.0, help="draw from the fewest bytes that hold this much probability")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--window", type=number(int, 1, 64), default=8, help="k, bytes that blts and lookup draft a round")
+    parser.add_argument("--block-size", type=int, help="K, bytes of a block of bltd and bltdv (default: the size trained)")
+    parser.add_argument("--unmask", choices=UNMASK, help="which cells to unmask a step (default: confidence for bltd, one-step for bltdv)")
+    parser.add_argument("--alpha", type=number(float, 0), help="threshold of confidence (default: 0.7 for bltd, 0.3 for bltdv)")
+    parser.add_argument("--gamma", type=number(float, 0), help="nats of entropy a step may unmask (default: 1.0 for bltd, 1.5 for bltdv)")
+    parser.add_argument("--paper-rounds", action="store_true", help="encode the decided byte before each draft, as Algorithm 1 is written: two encoder/global calls a round")
     parser.add_argument("--ignore-eos", action="store_true", help="never end before the byte budget")
+    parser.add_argument("--trace", action="store_true", help="show unmasking steps, drafts, accepted and rejected bytes as they happen")
+    parser.add_argument("--compare", action="store_true", help="run every mode on the same prompts and print one table")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a prompt and nothing else")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a prompt (and mode) and nothing else")
     return parser.parse_args(argv)
 
 
@@ -83,19 +181,37 @@ def main(argv=None):
     prompts = read_prompts(options)
     model, patcher = load_model(checkpoint.find(options.checkpoint))
     model, patcher = model.to(options.device), patcher.to(options.device)
-    for prompt in prompts:
+    if options.mode in ("bltd", "bltdv") or options.block_size is not None:
+        check_block_size(model, model.config.block_size if options.block_size is None else options.block_size)
+    if options.compare:
+        modes, rows = compare(model, patcher, prompts, options)
         if not options.json:
-            print(paint(prompt.decode("utf-8", "replace"), 2), end="", flush=True)
-        emit = None if options.json else printer()
-        made = generate_mode(options.mode, model, patcher, prompt, options, emit)
+            return print_comparison(modes, rows, model, patcher, options)
+        for row in rows:
+            print(json.dumps({k: v for k, v in row.items() if k != "counters"}), flush=True)
+        return
+    for prompt in prompts:
+        trace = Trace() if options.trace and not options.json else None
+        if not options.json:
+            print(paint(prompt.decode("utf-8", "replace"), 2), end="\n" if trace else "", flush=True)
+        emit = None if options.json or trace else printer()
+        made = generate_mode(options.mode, model, patcher, prompt, options, emit, trace)
         row = as_json(options.mode, prompt, made, model, patcher)
         if options.json:
             print(json.dumps(row), flush=True)
             continue
-        emit([], final=True)
-        mean_patch = f"mean patch {row['mean_patch']:.2f}, " if row["mean_patch"] else ""
-        print(paint(f"\n\n[{row['new_bytes']} bytes, {row['bytes_per_second']:.0f} bytes/s, {mean_patch}NFEs: decoder {row['decoder_nfes']}, "
-                    f"encoder/global {row['encoder_global_nfes']}, patcher {row['entropy_nfes']}; {row['bandwidth_gb']:.2f} GB by Eq. 8]", 2))
+        if emit:
+            emit([], final=True)
+        print(paint("\n\n" + summary(row), 2))
+
+
+def summary(row):
+    """One line under the text: speed and cost."""
+    mean_patch = f"mean patch {row['mean_patch']:.2f}, " if row["mean_patch"] else ""
+    rounds = f"{row['rounds']} rounds, " if row["rounds"] else ""
+    accepted = f"{row['acceptance']:.0%} of {row['drafted']} drafted bytes accepted, " if row["drafted"] else ""
+    return (f"[{row['mode']}: {row['new_bytes']} bytes, {row['bytes_per_second']:.0f} bytes/s, {mean_patch}{rounds}{accepted}NFEs: decoder {row['decoder_nfes']}, "
+            f"encoder/global {row['encoder_global_nfes']}, patcher {row['entropy_nfes']}; {row['bandwidth_gb']:.2f} GB by Eq. 8]")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Counters:
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
+    lengths: dict = field(default_factory=dict)   # accepted bytes -> rounds that accepted so many
 
 
 class Known(NamedTuple):
@@ -106,14 +107,14 @@ class Stream:
             self.known.append(Known(id_, h, patches, start))
         self.drafts = 0
         if patches > old_patches:
-            self._close(old_start, start, old_patches, patches)
+            self.close_patches(old_start, start, old_patches, patches)
         held = self.reach + self.model.config.max_patch + LEAD
         if len(self.known) > 4 * held + self.room:
             drop = len(self.known) - max(held, self.length - self.decoded + held)
             self.forgotten += drop
             del self.known[:drop]
 
-    def _close(self, low, high, old, new):
+    def close_patches(self, low, high, old, new):
         """Encode the bytes low..high-1, which are the patches old..new-1, and make their latents."""
         decoder, device = self.model.decoder, self.global_cache.rows.device
         ids = torch.tensor([[self.at(i).id for i in range(low - LEAD, high)]], device=device)                # (1, LEAD + n)

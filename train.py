@@ -2,9 +2,11 @@
 
     python train.py                      # the default corpus, ten minutes on two CPU cores
     python train.py --data my_notes/     # anyone's bytes
+    python train.py --block-size 0       # plain BLT instead of BLT-D
 
 Both models are trained by the same `fit`. Ctrl-C saves; `--resume FILE` ends bit for bit where the uninterrupted run does.
 """
+import ctypes
 import math
 import os
 import signal
@@ -18,6 +20,7 @@ from tqdm import tqdm
 
 import checkpoint
 from data import Crops, decode, default_corpus, document_ids, encode, read_corpus
+from diffusion import SIZES, Recipe, blt_d_logits, make_blocks, masked_accuracy, masked_loss
 from model import BLT, PRESETS, BLTConfig, preset
 from patcher import Patcher, PatcherConfig, calibrate, mean_patch
 from stream import Sampling, bits_per_byte, generate
@@ -51,9 +54,20 @@ PATCHERS = {
     "blt-3b": PatcherConfig(width=768, layers=14, heads=12, hidden=2048, window=512),
 }
 PATCHER_SETTINGS = Settings(batch=16, lr=4e-3, warmup=20)
-PATCHER_SHARE = 0.12            # of the minutes; the boundaries of the whole corpus take about as long again
-RESERVE = 0.06                  # of the minutes, for the final validation and a sample
-TIMED_STEPS = 12                # steps after which --minutes becomes a number of steps
+PATCHER_SHARE = 0.07            # of the minutes; the boundaries of the whole corpus take about as long again
+RESERVE = 0.12                  # of the minutes: for validation and samples, and because machines slow down when they get warm
+TIMED_STEPS = 20                # steps after which --minutes becomes a number of steps
+
+
+def keep_memory():
+    """Let glibc keep freed buffers of up to 32 MB instead of handing them back: on a CPU, fresh pages cost a step a sixth of its time."""
+    if sys.platform == "linux":
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-3, 1 << 25)        # M_MMAP_THRESHOLD
+            libc.mallopt(-1, 2 ** 31 - 1)    # M_TRIM_THRESHOLD
+        except (OSError, AttributeError):
+            pass  # another libc: only slower
 
 
 class Interrupt:
@@ -136,14 +150,26 @@ def next_byte_loss(logits, ids):
     return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
 
-def model_loss(model):
+def model_loss(model, recipe, progress):
+    """Plain BLT: L_clean. BLT-D: L_clean + L_mask, from one forward over the text and its blocks (Fast BLT §3.2).
+
+    While the number of steps is being timed, every other one has blocks.
+    """
     def loss_of(ids, closes):
-        loss = next_byte_loss(model(ids[:, :-1], closes), ids)
-        return loss, loss.detach() / math.log(2)
+        step, steps = progress["step"], progress["steps"]
+        if not recipe.block_size or (step < recipe.after * steps if steps else step % 2):
+            loss = clean = next_byte_loss(model(ids[:, :-1], closes), ids)
+        else:
+            blocks = make_blocks(ids, closes, recipe)
+            logits, block_logits = blt_d_logits(model, ids, closes, blocks)
+            clean = next_byte_loss(logits, ids)
+            loss = clean + masked_loss(block_logits, blocks)
+        return loss, clean.detach() / math.log(2)
     return loss_of
 
 
 def patcher_loss(patcher):
+    """As model_loss, of the entropy model."""
     def loss_of(ids, closes):
         loss = next_byte_loss(patcher.model(ids[:, :-1]), ids)
         return loss, loss.detach() / math.log(2)
@@ -182,6 +208,7 @@ class Run:
         self.device = choose_device(options.device)
         self.began = time.perf_counter()
         saved = checkpoint.load(options.resume) if options.resume else None
+        origin = checkpoint.load(options.init_from) if options.init_from and not saved else None
         if saved and "asked" not in saved:
             raise BadInput(f"{options.resume} was made for generating only: it holds no optimiser to resume")
         self.asked = saved["asked"] if saved else {k: v for k, v in vars(options).items() if k not in ("out", "resume", "device")}
@@ -192,16 +219,23 @@ class Run:
             raise BadInput("the corpus is not the one this run began with: its hash has changed")
         self.settings = SETTINGS[asked["preset"]]
         self.settings = replace(self.settings, **{k: asked[k] for k in ("lr", "batch", "length") if asked[k] is not None})
-        self.config = BLTConfig(**saved["config"]) if saved else replace(preset(asked["preset"]))
+        self.recipe = Recipe(*(asked[k] for k in ("block_size", "block_starts", "block_rows", "full_share", "block_after")))
+        known = saved or origin
+        self.config = replace(BLTConfig(**known["config"]) if known else preset(asked["preset"]), block_size=asked["block_size"])
         torch.manual_seed(asked["seed"])
-        self.patcher = Patcher(PatcherConfig(**saved["patcher_config"]) if saved else replace(PATCHERS[asked["preset"]], kind=asked["patcher"]))
+        self.patcher = Patcher(PatcherConfig(**known["patcher_config"]) if known else replace(PATCHERS[asked["preset"]], kind=asked["patcher"]))
         self.model = BLT(self.config).init_weights()
         self.dtype = choose_dtype(saved["dtype"] if saved else asked["dtype"], self.device)
         self.progress = saved["progress"] if saved else {"stage": "patcher", "step": 0, "steps": None}
         self.results = saved["results"] if saved else {}
-        if saved:
-            self.patcher.load_state_dict(saved["patcher"])
-            self.model.load_state_dict(saved["model"] or self.model.state_dict())
+        if known:
+            self.patcher.load_state_dict(known["patcher"])
+            self.model.load_state_dict(known["model"] or self.model.state_dict())
+        if origin:  # its patcher stays as it is: other boundaries would make other patches of the same bytes
+            if not origin["model"]:
+                raise BadInput(f"{options.init_from} holds no model yet, only a patcher: finish that run first")
+            self.progress["stage"] = "model"
+            self.results["mean_patch_held_out"] = origin["results"]["mean_patch_held_out"]
         self.patcher.to(self.device)
         self.model.to(self.device)
         self.saved_optimizer = saved and saved["optimizer"]
@@ -294,9 +328,9 @@ class Run:
             tqdm.write(f"step {self.progress['step']}: {bits:.3f} bits/byte on {sum(map(len, peek)):,} held-out bytes, "
                        f"sample: {visible(self.sample(60))}", file=sys.stderr)
 
-        speed = self.stage("model", self.model, crops, model_loss(self.model), self.settings, 1.0, self.dtype, validate)
+        speed = self.stage("model", self.model, crops, model_loss(self.model, self.recipe, self.progress), self.settings, 1.0, self.dtype, validate)
         peak = product_speed(self.dtype, self.device)
-        work = self.model.flops_per_byte(self.results["mean_patch_train"]) * speed
+        work = self.model.flops_per_byte(self.results["mean_patch_train"], self.recipe.rows * (1 - self.recipe.after) if self.recipe.block_size else 0.0) * speed
         self.results |= {"bytes_per_second": speed, "trained_bytes": self.progress["step"] * self.settings.length * self.settings.batch * self.settings.accumulate}
         print(f"trained {self.progress['step']} steps on {self.results['trained_bytes']:,} bytes at {speed:,.0f} bytes/s: {work / 1e9:.0f} GFLOP/s, "
               f"{work / peak:.0%} of the {peak / 1e9:.0f} measured for {self.dtype} matrix products")
@@ -310,8 +344,14 @@ class Run:
         self.model.eval()
         with tqdm(desc="validation", unit="B", unit_scale=True, leave=False, total=sum(map(len, self.held_out))) as bar:
             self.results["validation_bits_per_byte"] = bits_per_byte(self.model, self.patcher, self.held_out, bar.update)
+        if self.recipe.block_size:
+            accuracy, nats = masked_accuracy(self.model, self.patcher, [d[:4000] for d in self.held_out[:20]], self.recipe.block_size)
+            self.results |= {"masked_accuracy": accuracy, "masked_bits_per_byte": nats / math.log(2)}
         self.save(self.optimizer)
         print(f"validation: {self.results['validation_bits_per_byte']:.3f} bits per byte on {sum(map(len, self.held_out)):,} held-out bytes")
+        if self.recipe.block_size:
+            print(f"wholly masked blocks of {self.recipe.block_size}: {nats / math.log(2):.3f} bits per byte, right by position in the block: "
+                  + " ".join(f"{share:.0%}" for share in accuracy))
         print(f"\n{self.sample().decode('utf-8', 'replace')}\n")
         print(f"{(time.perf_counter() - self.began) / 60:.1f} minutes; wrote {self.out}")
 
@@ -322,6 +362,12 @@ def options_from(argv):
     parser.add_argument("--preset", default="tiny", choices=PRESETS, help="size of the model")
     parser.add_argument("--minutes", type=number(float, 0, above=True), default=9.5, help="time for everything, fixed as a number of steps from the first timed ones")
     parser.add_argument("--steps", type=number(int, 1), help="train the model for so many steps instead, the patcher for half as many")
+    parser.add_argument("--block-size", type=int, default=8, choices=(0, *SIZES), help="K, bytes that the decoder learns to fill at once; 0: plain BLT")
+    parser.add_argument("--block-starts", default=Recipe.starts, choices=("any", "patch"), help="where training blocks start; the paper: patch")
+    parser.add_argument("--block-rows", type=number(float, 0), default=Recipe.rows, help="rows of blocks for each byte of text; 0: a block at every start, as in the paper")
+    parser.add_argument("--full-share", type=number(float, 0, 1), default=Recipe.full, help="share of blocks that are masked whole; the paper: 0")
+    parser.add_argument("--block-after", type=number(float, 0, 1), default=Recipe.after, help="share of the steps before blocks join; the paper: 0")
+    parser.add_argument("--init-from", metavar="FILE", help="begin with the weights and patcher of this checkpoint")
     parser.add_argument("--patcher", default="entropy", choices=("entropy", "monotonic", "stride", "space"), help="what decides where patches end")
     parser.add_argument("--lr", type=number(float, 0, above=True), help="peak learning rate instead of the preset's")
     parser.add_argument("--batch", type=number(int, 1), help="crops in a forward pass instead of the preset's")
@@ -344,6 +390,7 @@ def options_from(argv):
 
 
 def main(argv=None):
+    keep_memory()
     this = Run(options_from(argv))
     ids, closes = this.train_patcher()
     this.train_model(ids, closes)
