@@ -9,7 +9,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from tqdm import tqdm
 import checkpoint
 from data import BOS, default_corpus, encode
 from diffusion import Unmask, generate_bltd
+from machine import free_memory, median_seconds, memory_bandwidth
 from model import BLT, PRESETS, load_model
 from patcher import Patcher, PatcherConfig
 from speculate import generate_bltdv, generate_blts, generate_lookup
@@ -26,7 +26,7 @@ from stream import Sampling, Stream, generate
 from terminal import BadInput, Parser, number, run, table
 
 PAPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "paper", "tables.csv")
-PAPER_SIZES = {"1B": (160e6, 19e6 + 1.28e9), "3B": (160e6, 26e6 + 2.82e9)}   # decoder; encoder and global, which run together
+PAPER_SIZES = {"1B": (160e6, 19e6 + 1.28e9), "3B": (160e6, 26e6 + 2.82e9)}  # decoder; encoder and global, which run together
 
 
 # ---- Eq. 8
@@ -108,17 +108,6 @@ def print_paper(rows, bytes_per_token):
 
 # ---- seconds of single passes
 
-def median_seconds(work, repeats=30):
-    """Wall-clock of work() after a warm-up -> (median, spread: the middle half's width over the median)."""
-    times = []
-    for _ in range(repeats + 3):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    low, middle, high = statistics.quantiles(times[3:], n=4)
-    return middle, (high - low) / middle
-
-
 @dataclass
 class PassSeconds:
     """Seconds of single passes at one stream: decoder[n] and patcher[n] for n rows, encoder_global[m] for m patches."""
@@ -182,12 +171,6 @@ def break_even(times, mean_patch, window, block_size):
     if block_size:
         rows.append(("bltdv", block_size, (verify(block_size) + times.decoder[block_size + 1]) / plain))
     return rows
-
-
-def memory_bandwidth(device, size=1 << 28):
-    """Bytes a second that a sum over float32 numbers reads, measured."""
-    x = torch.zeros(size // 4, device=device)
-    return size / median_seconds(lambda: x.sum().item(), 5)[0]
 
 
 # ---- every mode of a model of ours
@@ -270,15 +253,6 @@ def print_measured(rows, times):
 
 
 # ---- the paper's shapes
-
-def free_memory():
-    """Bytes of memory that can be had, or None where the system does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
-
 
 def measure_preset(name, device, as_json):
     """Seconds of single passes at a preset's shapes: random bfloat16 weights, the n-gram tables shrunk to 1000 rows."""

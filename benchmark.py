@@ -15,10 +15,11 @@ from tqdm import tqdm
 import checkpoint
 from data import BOS, default_corpus
 from diffusion import Recipe
+from machine import choose_dtype, keep_memory, product_speed
 from model import BLT, PRESETS, load_model
 from stream import Stream
 from terminal import Parser, number, run, table
-from train import SETTINGS, choose_dtype, keep_memory, make_optimizer, model_loss, product_speed
+from train import SETTINGS, make_optimizer, model_loss
 
 
 def text_ids(n):

@@ -52,6 +52,7 @@ class Corpus:
         return digest.hexdigest()
 
     def describe(self):
+        """One line that identifies the corpus."""
         return f"{self.origin}: {len(self.documents)} documents, {self.size:,} bytes, sha256 {self.sha256[:16]}"
 
     def split(self):

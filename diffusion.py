@@ -34,7 +34,7 @@ class Recipe:
     starts: str = "any"       # any: blocks start anywhere | patch: at patch starts
     rows: float = 0.5         # rows of blocks for each byte of the text; 0: a block at every patch start
     full: float = 0.5         # share of blocks masked whole (t = 1, weight 1): the state every draft starts from
-    after: float = 0.4        # share of the steps before blocks join: filling gaps is learned faster once the model can read
+    after: float = 0.4  # share of the steps before blocks join: filling gaps is learned faster once the model can read
     t_min: float = 0.1        # t is uniform on (t_min, 1): a cell's weight is 1/t, and so stays below 10
 
 
@@ -69,7 +69,7 @@ def make_blocks(ids, closes, recipe):
     A block holds the K bytes from its start on, over later patches too; cells past the end of the text stay MASK, are attended
     like the others and carry no loss (padding would reveal where the text ends).
     """
-    B, N, K = *closes.shape, recipe.block_size
+    N, K = closes.shape[1], recipe.block_size
     starts, wanted = choose_starts(closes, recipe)
     positions = starts[..., None] + torch.arange(K, device=ids.device)     # (B, blocks, K)
     inside = positions <= N
@@ -101,7 +101,7 @@ def masked_loss(logits, blocks):
 def blt_d_logits(model, ids, closes, blocks):
     """One forward over text and blocks: ids (B, N + 1) -> logits of clean rows (B, N, V) and of block rows (B, P, V)."""
     N = closes.shape[1]
-    logits = model(ids[:, :-1], closes, blocks.ids, blocks.positions, blocks.starts)                         # (B, N + P, V)
+    logits = model(ids[:, :-1], closes, blocks.ids, blocks.positions, blocks.starts)  # (B, N + P, V)
     return logits[:, :N], logits[:, N:]
 
 

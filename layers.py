@@ -88,7 +88,7 @@ class Layer(nn.Module):
         """
         B, N, D = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(B, N, 3, self.heads, D // self.heads)
-        q, k = rotate(qkv[:, :, :2], rope).permute(2, 0, 3, 1, 4).unbind(0)                                # each (B, H, N, C)
+        q, k = rotate(qkv[:, :, :2], rope).permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, C)
         v = qkv[:, :, 2].transpose(1, 2)
         if past is not None:
             past[0][:, :, -N:], past[1][:, :, -N:] = k, v

@@ -105,15 +105,15 @@ class LocalEncoder(nn.Module):
         if view is None:
             view = rotary(torch.arange(N, device=ids.device), c.width // c.heads, c.rope_theta, self.query.weight.dtype), None, None
         grams = ngram_rows(ids, c.hash_rows).view(B * N, -1)
-        x = self.embed(ids[:, LEAD:]) + F.embedding_bag(grams, self.hashes.weight, mode="sum").view(B, N, -1)   # (B, N, D)
+        x = self.embed(ids[:, LEAD:]) + F.embedding_bag(grams, self.hashes.weight, mode="sum").view(B, N, -1)  # (B, N, D)
         x = run_layers(self.layers, x, *view)
 
         own = closes.long().cumsum(1) - closes.long()                      # (B, N) the patch that a byte belongs to
         M = int(closes.sum(1).max())
-        last = closes.int().argsort(dim=1, descending=True, stable=True)[:, :M]                  # (B, M) a patch's last byte
+        last = closes.int().argsort(dim=1, descending=True, stable=True)[:, :M]  # (B, M) a patch's last byte
         pooled = running_max(x, own, c.max_patch).gather(1, last[..., None].expand(-1, -1, c.width))  # (B, M, D)
         queries = self.query(pooled).to(x.dtype).view(B, M * c.patch_vectors, c.width)       # (B, M k, D)
-        mine = own.gather(1, last)[..., None] == own[:, None]                                # (B, M, N) only its own bytes
+        mine = own.gather(1, last)[..., None] == own[:, None]  # (B, M, N) only its own bytes
         mine = mine.repeat_interleave(c.patch_vectors, 1)[:, None]                           # (B, 1, M k, N)
         vectors = self.cross(queries, self.cross.project(x), mine)                           # (B, M k, D)
         return self.to_global(vectors.view(B, M, -1)).to(x.dtype)                            # (B, M, G)
@@ -163,7 +163,7 @@ class LocalDecoder(nn.Module):
     def latent_keys(self, latents):
         """What the cross-attentions read of latents (B, M, G): a list, a layer each, of keys and values (2, B, H, M k, C)."""
         B, M, _ = latents.shape
-        vectors = self.split(latents).to(latents.dtype).view(B, -1, self.config.width)                       # (B, M k, D)
+        vectors = self.split(latents).to(latents.dtype).view(B, -1, self.config.width)  # (B, M k, D)
         return [cross.project(vectors) for cross in self.crosses]
 
     def forward(self, ids, latent_keys, reads, rope, mask=None, past=None):
@@ -173,7 +173,7 @@ class LocalDecoder(nn.Module):
         x, latent_mask = self.embed(ids), None                                                               # (B, R, D)
         if reads is not None:
             held = torch.arange(latent_keys[0].shape[3], device=ids.device) // self.config.patch_vectors     # (M k,)
-            latent_mask = (reads[..., None] == held)[:, None]                                                # (B, 1, R, M k)
+            latent_mask = (reads[..., None] == held)[:, None]  # (B, 1, R, M k)
         for i, (cross, layer) in enumerate(zip(self.crosses, self.layers)):
             x = cross(x, latent_keys[i], latent_mask)
             x = layer(x, rope, mask, None if past is None else past[i])
@@ -207,16 +207,16 @@ class BLT(nn.Module):
         Rows close very different numbers of patches, so the global model gets the patches of all rows in one sequence, without
         padding, and a mask that keeps the rows apart.
         """
-        c, vectors = self.config, self.encoder(F.pad(ids, (LEAD, 0)), closes)                                 # (B, M, G)
+        c, vectors = self.config, self.encoder(F.pad(ids, (LEAD, 0)), closes)  # (B, M, G)
         B, M, G = vectors.shape
         real = torch.arange(M, device=ids.device) < closes.sum(1)[:, None]                                    # (B, M)
         if bool(real.all()):
             return self.globe(vectors)
-        row, patch = real.nonzero().unbind(1)                                                                 # (S,) each
+        row, patch = real.nonzero().unbind(1)  # (S,) each
         clean = torch.full_like(patch, -1)
         mask = sees(patch[:, None], clean[:, None], patch[None], clean[None], c.global_window) & (row[:, None] == row[None])
         rope = rotary(patch, c.global_width // c.global_heads, c.rope_theta, vectors.dtype)
-        packed = self.globe(vectors[row, patch][None], (rope, mask[None, None], None))                        # (1, S, G)
+        packed = self.globe(vectors[row, patch][None], (rope, mask[None, None], None))  # (1, S, G)
         return torch.zeros_like(vectors).index_put((row, patch), packed[0])
 
     def forward(self, ids, closes, block_ids=None, block_positions=None, block_starts=None):
@@ -231,12 +231,12 @@ class BLT(nn.Module):
         keys = self.decoder.latent_keys(self.latents(ids, closes))
         positions, mask = torch.arange(N, device=ids.device), None
         if block_ids is not None:
-            reads = torch.cat([reads, reads.gather(1, block_starts - 1)], 1)                                  # (B, N + P)
-            starts = torch.cat([positions.new_full((B, N), -1), block_starts], 1)                             # (B, N + P)
-            positions = torch.cat([positions.expand(B, N), block_positions], 1)                               # (B, N + P)
+            reads = torch.cat([reads, reads.gather(1, block_starts - 1)], 1)  # (B, N + P)
+            starts = torch.cat([positions.new_full((B, N), -1), block_starts], 1)  # (B, N + P)
+            positions = torch.cat([positions.expand(B, N), block_positions], 1)  # (B, N + P)
             ids = torch.cat([ids, block_ids], 1)
             mask = sees(block_positions[..., None], block_starts[..., None], positions[:, None], starts[:, None], c.window)
-            mask = mask[:, None]                                                                              # (B, 1, P, N + P)
+            mask = mask[:, None]  # (B, 1, P, N + P)
         rope = rotary(positions, c.width // c.heads, c.rope_theta, self.decoder.head.weight.dtype)
         return self.decoder(ids, keys, reads, rope, mask)
 

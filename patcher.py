@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import checkpoint
-from data import BOS, EOS, OFFSET, VOCAB, document_ids, encode
+from data import BOS, OFFSET, VOCAB, encode
 from layers import Cache, Layer, rotary, run_layers
 from terminal import BadInput, Parser, number, run, show_patches, visible
 
@@ -24,7 +24,7 @@ KINDS = ("entropy", "monotonic", "stride", "space")
 
 @dataclass
 class PatcherConfig:
-    kind: str = "entropy"   # entropy: H_i > theta | monotonic: H_i - H_{i-1} > theta | stride: every max_patch bytes | space: after a word
+    kind: str = "entropy"  # entropy: H_i > theta | monotonic: H_i - H_{i-1} > theta | stride: every max_patch bytes | space: after a word
     theta: float = 1.0      # threshold in nats; calibrated by train.py to a mean patch of 4 bytes
     max_patch: int = 8      # bytes a patch holds at most, whatever the kind
     width: int = 64         # of the entropy model
@@ -67,7 +67,7 @@ class EntropyModel(nn.Module):
 def entropy(logits):
     """Entropy in nats over the last axis; all 260 ids count here, as nowhere else."""
     x = logits - logits.amax(-1, keepdim=True)
-    e = x.exp()                                                            # one exponential each: this runs on whole corpora
+    e = x.exp()  # one exponential each: this runs on whole corpora
     Z = e.sum(-1)
     return Z.log() - x.mul_(e).sum(-1) / Z
 

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from data import BOS, EOS, MASK, decode
+from data import BOS, EOS
 from diffusion import check_block_size, denoise
 from stream import Generation, Sampling, Stream, distribution, draw
 
@@ -21,11 +21,11 @@ def verify(p, drafted, q, sampling):
     have it, whatever the draft: greedy p is one-hot, and then a byte is accepted iff it is the model's own.
     """
     if q is None:
-        own = draw(p, sampling)                                                          # the model's byte after each prefix
+        own = draw(p, sampling)  # the model's byte after each prefix
         accepted = next((j for j, x in enumerate(drafted) if own[j] != x), len(drafted))
         return accepted, own[accepted]
     for j, x in enumerate(drafted):
-        if torch.rand((), generator=sampling.generator) * q[j, x] >= p[j, x]:            # accept with probability min(1, p/q)
+        if torch.rand((), generator=sampling.generator) * q[j, x] >= p[j, x]:  # accept with probability min(1, p/q)
             left = (p[j] - q[j]).clamp(min=0)
             return j, draw((left if left.sum() > 0 else p[j])[None], sampling)[0]
     return len(drafted), draw(p[len(drafted):], sampling)[0]                             # the free byte
@@ -46,8 +46,7 @@ def pass_over(stream, ids, block=()):
 
 def draft_self(stream, text, count, sampling):
     """BLT-S: the decoder alone goes on, byte by byte, past patch boundaries, on the last latent there is."""
-    ids, rows, q = provisional(stream, text), [], []
-    drafted = []
+    ids, drafted, q = provisional(stream, text), [], []
     while len(drafted) < count:
         row = distribution(pass_over(stream, ids)[-1:].float().cpu(), sampling)
         drafted += draw(row, sampling)

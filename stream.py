@@ -117,12 +117,12 @@ class Stream:
     def close_patches(self, low, high, old, new):
         """Encode the bytes low..high-1, which are the patches old..new-1, and make their latents."""
         decoder, device = self.model.decoder, self.global_cache.rows.device
-        ids = torch.tensor([[self.at(i).id for i in range(low - LEAD, high)]], device=device)                # (1, LEAD + n)
+        ids = torch.tensor([[self.at(i).id for i in range(low - LEAD, high)]], device=device)  # (1, LEAD + n)
         closes = torch.tensor([[self.at(i).open_start == i + 1 for i in range(low, high)]], device=device)   # (1, n)
         vectors = self.model.encoder(ids, closes, self.encoder_cache.view(low, high - low))                  # (1, M, G)
         latents = self.model.globe(vectors, self.global_cache.view(old, new - old))                          # (1, M, G)
         k = self.model.config.patch_vectors
-        rows = self.latent_cache.span(old * k, new * k)                                       # (layers, 2, 1, H, M k, C)
+        rows = self.latent_cache.span(old * k, new * k)  # (layers, 2, 1, H, M k, C)
         for row, keys in zip(rows, decoder.latent_keys(latents)):
             row.copy_(keys)
         self.counters.encoder_global += 1
@@ -156,9 +156,9 @@ class Stream:
     def _decode(self, first, ids, reads, block):
         last = self.known[-1].patches - 1
         low, k, device = min(reads, default=last), self.model.config.patch_vectors, self.decoder_cache.rows.device
-        keys = self.latent_cache.span(low * k, (last + 1) * k)                                # (layers, 2, 1, H, M k, C)
+        keys = self.latent_cache.span(low * k, (last + 1) * k)  # (layers, 2, 1, H, M k, C)
         reads = None if low == last else torch.tensor([[r - low for r in reads] + [last - low] * len(block)], device=device)
-        ids = torch.tensor([[*ids, *block]], device=device)                                                  # (1, rows + K)
+        ids = torch.tensor([[*ids, *block]], device=device)  # (1, rows + K)
         view = self.decoder_cache.view(first, ids.shape[1], len(block))
         self.counters.decoder += 1
         return self.model.decoder(ids, keys, reads, *view)[0]

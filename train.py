@@ -6,7 +6,6 @@
 
 Both models are trained by the same `fit`. Ctrl-C saves; `--resume FILE` ends bit for bit where the uninterrupted run does.
 """
-import ctypes
 import math
 import os
 import signal
@@ -21,9 +20,10 @@ from tqdm import tqdm
 import checkpoint
 from data import Crops, decode, default_corpus, document_ids, encode, read_corpus
 from diffusion import SIZES, Recipe, blt_d_logits, make_blocks, masked_accuracy, masked_loss
+from machine import choose_device, choose_dtype, keep_memory, product_speed
 from model import BLT, PRESETS, BLTConfig, preset
 from patcher import Patcher, PatcherConfig, calibrate, mean_patch
-from stream import Sampling, bits_per_byte, generate
+from stream import bits_per_byte, generate
 from terminal import BadInput, Parser, number, run, visible
 
 
@@ -55,19 +55,8 @@ PATCHERS = {
 }
 PATCHER_SETTINGS = Settings(batch=16, lr=4e-3, warmup=20)
 PATCHER_SHARE = 0.07            # of the minutes; the boundaries of the whole corpus take about as long again
-RESERVE = 0.12                  # of the minutes: for validation and samples, and because machines slow down when they get warm
+RESERVE = 0.12  # of the minutes: for validation and samples, and because machines slow down when they get warm
 TIMED_STEPS = 20                # steps after which --minutes becomes a number of steps
-
-
-def keep_memory():
-    """Let glibc keep freed buffers of up to 32 MB instead of handing them back: on a CPU, fresh pages cost a step a sixth of its time."""
-    if sys.platform == "linux":
-        try:
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-3, 1 << 25)        # M_MMAP_THRESHOLD
-            libc.mallopt(-1, 2 ** 31 - 1)    # M_TRIM_THRESHOLD
-        except (OSError, AttributeError):
-            pass  # another libc: only slower
 
 
 class Interrupt:
@@ -176,30 +165,6 @@ def patcher_loss(patcher):
     return loss_of
 
 
-def product_speed(dtype, device, n=1024):
-    """Measured speed of matrix products in operations a second."""
-    a, b = torch.randn(4 * n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        (a @ b).sum().item()
-        times.append(time.perf_counter() - began)
-    return 8 * n ** 3 / sorted(times)[2]
-
-
-def choose_dtype(name, device):
-    """auto: bfloat16 where its matrix products are measured at least twice as fast as float32's."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    return torch.bfloat16 if product_speed(torch.bfloat16, device) > 2 * product_speed(torch.float32, device) else torch.float32
-
-
-def choose_device(name):
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 class Run:
     """One training run: what the command line asked for, what has been made so far, and the file it is kept in."""
 
@@ -287,6 +252,7 @@ class Run:
 
             speed = fit(name, model, optimizer, crops, loss_of, settings, self.progress, self.seconds_left(share), dtype, after_step)
         self.optimizer = optimizer
+        self.save(optimizer)
         return speed
 
     def train_patcher(self):

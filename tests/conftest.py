@@ -1,7 +1,6 @@
 """Small models: random in float64 with nothing left at zero, and one that was really trained, for a few seconds."""
 import os
 import pathlib
-import sys
 from dataclasses import replace
 
 import pytest

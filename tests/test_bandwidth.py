@@ -12,7 +12,7 @@ ROWS = recompute(read_paper())
 
 
 def test_eq8_on_hand_worked_numbers():
-    assert gigabytes(512, 250, 160e6, 1.299e9) == pytest.approx(2 * (512 * 0.16 + 250 * 1.299))       # 813.3: the paper says 814.95
+    assert gigabytes(512, 250, 160e6, 1.299e9) == pytest.approx(2 * (512 * 0.16 + 250 * 1.299))  # 813.3: the paper says 814.95
     assert gigabytes(1, 0, 1e9, 5e9) == 2.0 and gigabytes(1, 0, 1e9, 5e9, bits=4) == 0.5
     assert gigabytes(3, 2, 10, 100, bits=8) == pytest.approx(230e-9)
 

@@ -125,7 +125,7 @@ def test_unmasking_rules():
     p = torch.tensor([[.9, .1, 0.], [.4, .35, .25], [.6, .4, 0.], [.99, .01, 0.]])
     masked = torch.tensor([True, True, True, False])
     assert confidence(p, masked, 0.5).tolist() == [True, False, True, False]
-    assert confidence(p, masked, 1.1).tolist() == [True, False, False, False]            # one a step, never an open cell
+    assert confidence(p, masked, 1.1).tolist() == [True, False, False, False]  # one a step, never an open cell
     assert confidence(p, masked, 0.0).tolist() == masked.tolist()
     H = torch.special.entr(p).sum(-1)
     assert entropy_bounded(p, masked, 0.0).tolist() == [True, False, False, False]

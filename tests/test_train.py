@@ -1,5 +1,4 @@
 """train.py: what is resumed ends where the uninterrupted run does, and nothing good is lost."""
-import os
 import signal
 
 import pytest
@@ -7,7 +6,6 @@ import torch
 
 import checkpoint
 import train
-from data import BOS
 from model import BLT, PRESETS
 from terminal import BadInput
 from train import Settings, learning_rate, make_optimizer
