@@ -55,7 +55,7 @@ PATCHERS = {
 }
 PATCHER_SETTINGS = Settings(batch=16, lr=4e-3, warmup=20)
 PATCHER_SHARE = 0.07            # of the minutes; the boundaries of the whole corpus take about as long again
-RESERVE = 0.12  # of the minutes: for validation and samples, and because machines slow down when they get warm
+RESERVE = 0.08  # of the minutes: for validation and samples, and because machines slow down when they get warm
 TIMED_STEPS = 20                # steps after which --minutes becomes a number of steps
 
 
