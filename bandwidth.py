@@ -6,6 +6,7 @@
 """
 import csv
 import json
+import math
 import os
 import statistics
 import sys
@@ -17,19 +18,21 @@ from tqdm import tqdm
 
 import checkpoint
 from data import BOS, default_corpus, encode
-from diffusion import Unmask, generate_bltd
-from machine import free_memory, median_seconds, memory_bandwidth
+from diffusion import SIZES, Unmask, generate_bltd
+from machine import free_memory, memory_bandwidth
 from model import BLT, PRESETS, load_model
 from patcher import Patcher, PatcherConfig
 from speculate import generate_bltdv, generate_blts, generate_lookup
 from stream import Sampling, Stream, generate
 from terminal import BadInput, Parser, number, run, table
+from timing import pass_seconds, predicted_seconds
 
 PAPER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "paper", "tables.csv")
-PAPER_SIZES = {"1B": (160e6, 19e6 + 1.28e9), "3B": (160e6, 26e6 + 2.82e9)}  # decoder; encoder and global, which run together
-
+PAPER_SIZES = {"1B": (160e6, 19e6 + 1.28e9),
+               "3B": (160e6, 26e6 + 2.82e9)}  # decoder; encoder and global, which run together
 
 # ---- Eq. 8
+
 
 def gigabytes(decoder_nfes, encoder_global_nfes, decoder_parameters, encoder_global_parameters, bits=16):
     """Eq. 8: every forward pass (NFE) reads each parameter of its part once, at `bits` per parameter -> GB (1e9 bytes).
@@ -42,19 +45,22 @@ def gigabytes(decoder_nfes, encoder_global_nfes, decoder_parameters, encoder_glo
 def generation_gigabytes(counters, model, patcher, bits=16):
     """-> (GB by Eq. 8, GB with the patcher's passes, which the paper leaves out) for the Counters of one generation."""
     sizes = model.sizes()
-    paper = gigabytes(counters.decoder, counters.encoder_global, sizes["decoder"], sizes["encoder"] + sizes["global"], bits)
+    paper = gigabytes(counters.decoder, counters.encoder_global, sizes["decoder"], sizes["encoder"] + sizes["global"],
+                      bits)
     entropy_parameters = sum(p.numel() for p in patcher.parameters())
     return paper, paper + bits / 8 * counters.entropy * entropy_parameters / 1e9
 
 
 # ---- the paper's tables
 
+
 def read_paper():
     """The rows of the paper's Tables 3-10 -> list of dicts, numbers as floats."""
     with open(PAPER, newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        for key in ("score", "acceptance_percent", "decoder_nfes", "encoder_global_nfes", "bandwidth_gb", "decrease_percent"):
+        for key in ("score", "acceptance_percent", "decoder_nfes", "encoder_global_nfes", "bandwidth_gb",
+                    "decrease_percent"):
             row[key] = float(row[key]) if row[key] else None
     return rows
 
@@ -66,12 +72,13 @@ def recompute(rows):
     baseline = {(r["model_size"], r["task"]): r for r in rows if r["method"] == "BLT"}
     for r in rows:
         sizes = PAPER_SIZES[r["model_size"]]
-        plain = gigabytes(baseline[r["model_size"], r["task"]]["decoder_nfes"], baseline[r["model_size"], r["task"]]["encoder_global_nfes"], *sizes)
+        blt = baseline[r["model_size"], r["task"]]
+        plain = gigabytes(blt["decoder_nfes"], blt["encoder_global_nfes"], *sizes)
         r["gb"] = gigabytes(r["decoder_nfes"], r["encoder_global_nfes"], *sizes)
         r["decrease"] = 100 * (1 - r["gb"] / plain)
         r["error"] = r["gb"] / r["bandwidth_gb"] - 1
         r["explained"] = abs(r["gb"] - r["bandwidth_gb"]) <= gigabytes(0.5, 0.5, *sizes) + 0.005
-        r["one_call_gb"] = None
+        r["one_call_gb"] = r["one_call_decrease"] = None
         if r["method"] in ("BLT-S", "BLT-DV"):
             r["one_call_gb"] = gigabytes(r["decoder_nfes"], r["encoder_global_nfes"] / 2 + 1, *sizes)
             r["one_call_decrease"] = 100 * (1 - r["one_call_gb"] / plain)
@@ -86,108 +93,53 @@ def fit_sizes(rows, model_size):
 
 
 def print_paper(rows, bytes_per_token):
-    number_ = lambda value, digits=1: "" if value is None else f"{value:.{digits}f}"
-    print(table(["size task method K setting", "dec", "enc+glob", "GB published", "Eq. 8", "error %", "saved % published", "Eq. 8 %", "one call: GB", "saved %"],
-                [[f"{r['model_size']} {r['task']} {r['method']} {r['block_size']} {r['setting']}", f"{r['decoder_nfes']:.0f}", f"{r['encoder_global_nfes']:.0f}",
-                  number_(r["bandwidth_gb"], 2), number_(r["gb"], 2), number_(100 * r["error"]), number_(r["decrease_percent"]), number_(r["decrease"]),
-                  number_(r["one_call_gb"], 2), number_(r.get("one_call_decrease"))] for r in rows]))
+    name = lambda r: f"{r['model_size']} {r['task']} {r['method']} {r['block_size']} {r['setting']}"
+    cell = lambda value, digits=1: "" if value is None else f"{value:.{digits}f}"
+    header = ["size task method K setting", "dec", "enc+glob", "GB published", "Eq. 8", "error %", "saved % published", "Eq. 8 %",
+              "one call: GB", "saved %"]
+    print(table(header, [[name(r), cell(r["decoder_nfes"], 0), cell(r["encoder_global_nfes"], 0), cell(r["bandwidth_gb"], 2),
+                          cell(r["gb"], 2), cell(100 * r["error"]), cell(r["decrease_percent"]), cell(r["decrease"]),
+                          cell(r["one_call_gb"], 2), cell(r["one_call_decrease"])] for r in rows]))
     worst = max(rows, key=lambda r: abs(r["error"]))
-    print(f"\n{len(rows)} rows, the largest error {abs(100 * worst['error']):.2f} % ({worst['model_size']} {worst['task']} {worst['method']} {worst['setting']})")
+    print(f"\n{len(rows)} rows, the largest error {abs(100 * worst['error']):.2f} % ({name(worst)})")
     unexplained = [r for r in rows if not r["explained"]]
     print(f"{len(unexplained)} rows differ by more than half an NFE of each part explains:")
     for r in unexplained:
-        print(f"  {r['model_size']} {r['task']} {r['method']} {r['block_size']} {r['setting']}: {r['bandwidth_gb']:.2f} GB published, {r['gb']:.2f} by Eq. 8")
+        print(f"  {name(r)}: {r['bandwidth_gb']:.2f} GB published, {r['gb']:.2f} by Eq. 8")
     for size in PAPER_SIZES:
         decoder, rest = fit_sizes(rows, size)
-        print(f"{size}: least squares on the table alone gives P_dec {decoder / 1e6:.0f} M, P_enc + P_glob {rest / 1e9:.3f} B")
+        print(f"{size}: least squares on the table alone: P_dec {decoder / 1e6:.0f} M, P_enc + P_glob {rest / 1e9:.3f} B")
         for task, length in (("fr-en, de-en, humaneval", 512), ("mbpp", 256)):
             tokens = length / bytes_per_token
             print(f"{size}: a BPE Transformer of the global model's size at {bytes_per_token} bytes a token, {task}: "
                   f"{gigabytes(0, tokens, 0, PAPER_SIZES[size][1]):.2f} GB for {tokens:.0f} passes")
 
 
-# ---- seconds of single passes
-
-@dataclass
-class PassSeconds:
-    """Seconds of single passes at one stream: decoder[n] and patcher[n] for n rows, encoder_global[m] for m patches."""
-    decoder: dict
-    patcher: dict
-    encoder_global: dict
-    spread: float      # the largest
-
-    def patches(self, m):
-        """Seconds of an encoder/global pass that closes m patches on average, on the line through 1 and 2."""
-        return self.encoder_global[1] + (m - 1) * (self.encoder_global[2] - self.encoder_global[1])
-
-
-@torch.inference_mode()
-def pass_seconds(model, patcher, rows, patches=(1, 2), context=512, repeats=30):
-    """Time single passes of a Stream at `context` bytes -> PassSeconds."""
-    stream = Stream(model, patcher)
-    stream.prefill([BOS] + encode(b"".join(d for _, d in default_corpus().documents[:20])[:context]))
-    decoder, entropies, closing, spreads = {}, {}, {}, []
-
-    def timed(store, key, work):
-        store[key], spread = median_seconds(work, repeats)
-        spreads.append(spread)
-
-    for n in sorted(set(rows)):
-        def draft():
-            stream.drafts = 0
-            stream.draft([100] * n)
-        timed(decoder, n, draft)
-        ids = torch.tensor([100] * n, device=stream.entropy_cache.rows.device)
-        timed(entropies, n, lambda: patcher.step(ids, stream.length, stream.entropy_cache, stream.known[-1])[1].tolist())
-    end = stream.known[-1].open_start
-    start, count = end, stream.known[-1].patches
-    for m in range(1, max(patches) + 1):
-        start -= 1
-        while stream.at(start - 1).open_start != start:
-            start -= 1
-        if m in patches:
-            timed(closing, m, lambda: stream.close_patches(start, end, count - m, count))
-    return PassSeconds(decoder, entropies, closing, max(spreads))
-
-
-def predicted_seconds(mode, counters, times, count, block_size):
-    """What a generation would take if only its passes took time: its counters times the seconds of single passes -> seconds in
-    all, of them in the encoder and global model, and in the patcher. count: bytes drafted a round (k or K), block_size: K.
-    """
-    c = counters
-    verified = c.rounds if mode in ("blts", "bltdv", "lookup") else 0
-    drafting = {"bltdv": block_size + 1, "bltd": 2 * block_size}.get(mode, 1)
-    taken = {"blt": 1, "bltd": block_size}.get(mode, count + 1)
-    each = c.patches / max(1, c.encoder_global)
-    closing, patching = c.encoder_global * times.patches(max(1.0, each)), c.entropy * times.patcher[taken]
-    return verified * times.decoder[count + 1] + (c.decoder - verified) * times.decoder[drafting] + closing + patching, closing, patching
-
-
-def break_even(times, mean_patch, window, block_size):
-    """Bytes a round above which drafting beats plain BLT, from the seconds of single passes -> (mode, bytes drafted, bytes a round)."""
-    plain = times.decoder[1] + times.patcher[1] + times.patches(1) / mean_patch
-    verify = lambda n: times.decoder[n + 1] + times.patcher[n + 1] + times.patches(1)
-    rows = [("blts", window, (verify(window) + window * times.decoder[1]) / plain), ("lookup", window, verify(window) / plain)]
-    if block_size:
-        rows.append(("bltdv", block_size, (verify(block_size) + times.decoder[block_size + 1]) / plain))
-    return rows
-
-
 # ---- every mode of a model of ours
 
+@dataclass
+class Setting:
+    """One way to generate: sampler(model, patcher, prompt, max_bytes, **arguments, sampling=...) -> Generation."""
+    mode: str
+    name: str
+    sampler: callable
+    arguments: dict
+    count: int = 0        # bytes drafted a round
+
+
 def settings_of(model):
-    """(mode, setting, sampler) of the paper's appendix that a model can run; sampler(prompt, n, sampling) -> Generation."""
-    K, rows = model.config.block_size, [("blt", "", lambda *a: generate(*a))]
-    for k in (4, 8, 16):
-        rows.append(("blts", f"k={k}", lambda m, p, i, n, s, k=k: generate_blts(m, p, i, n, k, sampling=s)))
-    rows.append(("lookup", "k=8", lambda m, p, i, n, s: generate_lookup(m, p, i, n, 8, sampling=s)))
-    for size in [s for s in (4, 8, 16, 32) if s <= K]:
-        for rule in (Unmask("confidence", 0.5), Unmask("confidence", 0.7), Unmask("entropy", 0.8), Unmask("entropy", 1.0)):
-            rows.append(("bltd", f"K={size} {rule.rule} {rule.threshold}", lambda m, p, i, n, s, size=size, rule=rule: generate_bltd(m, p, i, n, size, rule, s)))
-        for rule in (Unmask("confidence", 0.3), Unmask("entropy", 1.5), Unmask("entropy", 2.0), Unmask("one-step", None)):
-            name = f"K={size} {rule.rule} {rule.threshold or ''}".strip()
-            rows.append(("bltdv", name, lambda m, p, i, n, s, size=size, rule=rule: generate_bltdv(m, p, i, n, size, rule, sampling=s)))
-    return rows
+    """Every mode and setting of the paper's appendix that a model can run, plain BLT first."""
+    settings = [Setting("blt", "", generate, {})]
+    settings += [Setting("blts", f"k={k}", generate_blts, {"window": k}, k) for k in (4, 8, 16)]
+    settings += [Setting("lookup", "k=8", generate_lookup, {"window": 8}, 8)]
+    for K in [K for K in SIZES if K <= model.config.block_size]:
+        for mode, sampler, alphas, gammas in (("bltd", generate_bltd, (0.5, 0.7), (0.8, 1.0)),
+                                              ("bltdv", generate_bltdv, (0.3,), (1.5, 2.0))):
+            rules = [Unmask("confidence", a) for a in alphas] + [Unmask("entropy", g) for g in gammas]
+            for rule in [*rules, Unmask("one-step", None)]:
+                name = f"K={K} {rule.rule}" + (f" {rule.threshold}" if rule.threshold else "")
+                settings.append(Setting(mode, name, sampler, {"block_size": K, "unmask": rule}, K))
+    return settings
 
 
 @torch.inference_mode()
@@ -195,64 +147,75 @@ def output_bits(model, patcher, prompt, ids):
     """Bits per byte of an output under the model's own causal reading, given its prompt (ids without BOS)."""
     stream = Stream(model, patcher)
     first = stream.prefill([BOS, *prompt])[None]
-    logits = torch.cat([first, stream.extend(ids[:-1])]) if len(ids) > 1 else first
-    return torch.nn.functional.cross_entropy(logits.float().cpu(), torch.tensor(ids)).item() / 0.6931471805599453
+    logits = torch.cat([first, stream.extend(ids[:-1])]) if len(ids) > 1 else first      # (n, V)
+    return torch.nn.functional.cross_entropy(logits.float().cpu(), torch.tensor(ids)).item() / math.log(2)
 
 
 def distinct_4grams(outputs):
-    """Share of the 4-grams of several outputs that differ: greedy text of small models loops, which flatters acceptance."""
+    """Share of the 4-grams of several outputs that differ: greedy text of small models loops, and flatters acceptance."""
     grams = [tuple(o[i:i + 4]) for o in outputs for i in range(len(o) - 3)]
     return len(set(grams)) / max(1, len(grams))
 
 
+def figures(setting, outputs, plain, prompts, model, patcher, times, memory_speed):
+    """The row of one setting: outputs and plain BLT's are lists of Generations -> dict; sums are given a generation."""
+    n, size, seconds = len(outputs), sum(len(g.ids) for g in outputs), sum(g.seconds for g in outputs)
+    total = lambda key: sum(getattr(g.counters, key) for g in outputs)
+    cost = lambda made, bits=16: [sum(gb) for gb in zip(*(generation_gigabytes(g.counters, model, patcher, bits) for g in made))]
+    predicted = [predicted_seconds(setting.mode, g.counters, times, setting.count) for g in outputs]
+    ideal, closing, patching = (sum(parts) for parts in zip(*predicted))
+    gb = cost(outputs)[0]
+    return {
+        "mode": setting.mode,
+        "setting": setting.name,
+        "agreement": sum(a == b for g, h in zip(outputs, plain) for a, b in zip(g.ids, h.ids)) / size,
+        "output_bits_per_byte": statistics.mean(output_bits(model, patcher, p, g.ids) for p, g in zip(prompts, outputs)),
+        "distinct_4grams": distinct_4grams([g.ids for g in outputs]),
+        "mean_patch": total("bytes_advanced") / max(1, total("patches")),
+        "acceptance": total("accepted") / total("drafted") if total("drafted") else None,
+        "decoder_nfes": total("decoder") / n,
+        "encoder_global_nfes": total("encoder_global") / n,
+        "entropy_nfes": total("entropy") / n,
+        "bandwidth_gb": gb / n,
+        "decrease": 1 - gb / cost(plain)[0],
+        "bytes_per_second": size / seconds,
+        "ratio": size / seconds * sum(g.seconds for g in plain) / sum(len(g.ids) for g in plain),
+        "of_ceiling": ideal / seconds,
+        "seconds_decoder": (ideal - closing - patching) / n,
+        "seconds_encoder_global": closing / n,
+        "seconds_patcher": patching / n,
+        "memory_bandwidth_share": cost(outputs, 32)[1] * 1e9 / seconds / memory_speed}
+
+
 def measure_checkpoint(model, patcher, prompts, length):
-    """Every mode and setting on the same prompts (lists of ids) -> rows of figures, dicts; speeds against plain BLT in turn."""
-    sampling, runs = Sampling(ignore_eos=True), settings_of(model)
-    K = model.config.block_size
-    times = pass_seconds(model, patcher, {1, 5, 9, 17, 33, 2 * 4, 2 * 8, 2 * 16, 2 * 32, 4, 8, 16, 32})
-    made = {name[:2]: [] for name in runs}
-    for sampler in (runs[0][2], runs[1][2]):
-        sampler(model, patcher, prompts[0], length, sampling)  # warm-up
+    """Every mode and setting on the same prompts (lists of ids), in turn -> rows of figures, and the PassSeconds."""
+    settings, sampling = settings_of(model), Sampling(ignore_eos=True)
+    rows = {n for K in (4, 8, 16, 32) for n in (K, K + 1, 2 * K)} | {1}
+    times, made = pass_seconds(model, patcher, rows), [[] for _ in settings]
+    for setting in settings[:2]:
+        setting.sampler(model, patcher, prompts[0], length, **setting.arguments, sampling=sampling)  # warm-up
     for prompt in tqdm(prompts, desc="prompts", leave=False):
-        for mode, setting, sampler in runs:
-            made[mode, setting].append(sampler(model, patcher, prompt, length, sampling))
-    plain, rows, bandwidth = made["blt", ""], [], memory_bandwidth("cpu")
-    plain_speed = sum(len(g.ids) for g in plain) / sum(g.seconds for g in plain)
-    plain_gb = sum(generation_gigabytes(g.counters, model, patcher)[0] for g in plain)
-    for (mode, setting), outputs in made.items():
-        size, seconds = sum(len(g.ids) for g in outputs), sum(g.seconds for g in outputs)
-        total = lambda key: sum(getattr(g.counters, key) for g in outputs)
-        gb = sum(generation_gigabytes(g.counters, model, patcher)[0] for g in outputs)
-        block = int(setting[2:].split()[0]) if setting.startswith("K=") else K
-        count = int(setting[2:]) if setting.startswith("k=") else block
-        ideal, closing, patching = (sum(parts) for parts in zip(*(predicted_seconds(mode, g.counters, times, count, block) for g in outputs)))
-        read = sum(generation_gigabytes(g.counters, model, patcher, 32)[1] for g in outputs) * 1e9
-        rows.append({
-            "mode": mode, "setting": setting, "agreement": sum(a == b for g, h in zip(outputs, plain) for a, b in zip(g.ids, h.ids)) / size,
-            "output_bits_per_byte": statistics.mean(output_bits(model, patcher, p, g.ids) for p, g in zip(prompts, outputs)),
-            "distinct_4grams": distinct_4grams([g.ids for g in outputs]), "mean_patch": total("bytes_advanced") / max(1, total("patches")),
-            "acceptance": total("accepted") / total("drafted") if total("drafted") else None, "decoder_nfes": total("decoder") / len(outputs),
-            "encoder_global_nfes": total("encoder_global") / len(outputs), "entropy_nfes": total("entropy") / len(outputs), "bandwidth_gb": gb / len(outputs),
-            "decrease": 1 - gb / plain_gb, "bytes_per_second": size / seconds, "ratio": size / seconds / plain_speed, "of_ceiling": ideal / seconds,
-            "seconds_decoder": (ideal - closing - patching) / len(outputs), "seconds_encoder_global": closing / len(outputs),
-            "seconds_patcher": patching / len(outputs),
-            "memory_bandwidth_share": read / seconds / bandwidth})
-    return rows, times
+        for setting, outputs in zip(settings, made):
+            outputs.append(setting.sampler(model, patcher, prompt, length, **setting.arguments, sampling=sampling))
+    speed = memory_bandwidth("cpu")
+    return [figures(s, outputs, made[0], prompts, model, patcher, times, speed) for s, outputs in zip(settings, made)], times
 
 
 def print_measured(rows, times):
     percent = lambda value: "" if value is None else f"{value:.0%}"
-    print(table(["mode, setting", "agrees", "bits/B", "4-grams", "accepted", "dec", "enc+glob", "patcher", "GB", "saved", "bytes/s", "x blt", "of ceiling", "of memory speed"],
-                [[f"{r['mode']} {r['setting']}", percent(r["agreement"]), f"{r['output_bits_per_byte']:.2f}", percent(r["distinct_4grams"]), percent(r["acceptance"]),
-                  f"{r['decoder_nfes']:.0f}", f"{r['encoder_global_nfes']:.0f}", f"{r['entropy_nfes']:.0f}", f"{r['bandwidth_gb']:.2f}", percent(r["decrease"]),
-                  f"{r['bytes_per_second']:.0f}", f"{r['ratio']:.2f}", f"{r['of_ceiling']:.2f}", percent(r["memory_bandwidth_share"])] for r in rows]))
-    print(f"\nmean patch on plain BLT's text: {rows[0]['mean_patch']:.2f} bytes; {torch.get_num_threads()} threads; one pass, ms: "
-          + ", ".join(f"decoder of {n} rows {1000 * s:.2f}" for n, s in times.decoder.items() if n in (1, 9))
-          + ", " + ", ".join(f"patcher of {n} {1000 * s:.2f}" for n, s in times.patcher.items() if n in (1, 9))
-          + f", encoder and global for 1 patch {1000 * times.encoder_global[1]:.2f}; spread at most {times.spread:.0%}")
+    header = ["mode, setting", "agrees", "bits/B", "4-grams", "accepted", "dec", "enc+glob", "patcher", "GB", "saved",
+              "bytes/s", "x blt", "of ceiling", "of memory speed"]
+    cells = [[f"{r['mode']} {r['setting']}", percent(r["agreement"]), f"{r['output_bits_per_byte']:.2f}",
+              percent(r["distinct_4grams"]), percent(r["acceptance"]), f"{r['decoder_nfes']:.0f}",
+              f"{r['encoder_global_nfes']:.0f}", f"{r['entropy_nfes']:.0f}", f"{r['bandwidth_gb']:.2f}",
+              percent(r["decrease"]), f"{r['bytes_per_second']:.0f}", f"{r['ratio']:.2f}", f"{r['of_ceiling']:.2f}",
+              percent(r["memory_bandwidth_share"])] for r in rows]
+    print(table(header, cells))
+    print(f"\nmean patch on plain BLT's text: {rows[0]['mean_patch']:.2f} bytes. {times.describe((1, 9))}")
 
 
 # ---- the paper's shapes
+
 
 def measure_preset(name, device, as_json):
     """Seconds of single passes at a preset's shapes: random bfloat16 weights, the n-gram tables shrunk to 1000 rows."""
@@ -261,7 +224,8 @@ def measure_preset(name, device, as_json):
         need = 2 * sum(p.numel() for p in BLT(config).parameters())
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
     if free is not None and need * 1.3 > free:
-        raise BadInput(f"{name} needs {need * 1.3 / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free: choose a smaller preset")
+        raise BadInput(
+            f"{name} needs {need * 1.3 / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free: choose a smaller preset")
     with torch.device("meta"):
         model = BLT(config).to(torch.bfloat16)
     model = model.to_empty(device=device).eval()
@@ -271,26 +235,47 @@ def measure_preset(name, device, as_json):
     patcher = Patcher(PatcherConfig(kind="stride", max_patch=4)).to(device).eval()
     times = pass_seconds(model, patcher, (1, 9, 17), range(1, 9), repeats=10)
     speed, sizes = memory_bandwidth(device), model.sizes()
-    ideal = {"decoder": 2 * sizes["decoder"] / speed, "encoder+global": 2 * (sizes["encoder"] + sizes["global"]) / speed}
-    rows = [{"preset": name, "pass": f"decoder, {n} rows", "seconds": s, "seconds_by_eq8": ideal["decoder"]} for n, s in times.decoder.items()]
-    rows += [{"preset": name, "pass": f"encoder+global, {m} patches", "seconds": s, "seconds_by_eq8": ideal["encoder+global"]} for m, s in times.encoder_global.items()]
-    rows += [{"preset": name, "pass": f"verification of {n - 1} bytes (2 patches)", "seconds": times.decoder[n] + times.encoder_global[2],
-              "seconds_by_eq8": sum(ideal.values())} for n in (9, 17)]
+    ideal = {
+        "decoder": 2 * sizes["decoder"] / speed, "encoder+global": 2 * (sizes["encoder"] + sizes["global"]) / speed
+    }
+    rows = [{"preset": name, "pass": f"decoder, {n} rows", "seconds": s, "seconds_by_eq8": ideal["decoder"]}
+            for n, s in times.decoder.items()]
+    rows += [{
+        "preset": name, "pass": f"encoder+global, {m} patches", "seconds": s, "seconds_by_eq8": ideal["encoder+global"]
+    } for m, s in times.encoder_global.items()]
+    rows += [{
+        "preset": name, "pass": f"verification of {n - 1} bytes (2 patches)",
+        "seconds": times.decoder[n] + times.encoder_global[2], "seconds_by_eq8": sum(ideal.values())
+    } for n in (9, 17)]
     walls = []
     size = {"blt-1b": "1B", "blt-3b": "3B"}.get(name)
     for r in [r for r in read_paper() if r["model_size"] == size]:
-        walls.append({"preset": name, "row": f"{r['task']} {r['method']} {r['block_size']} {r['setting']}", "paper_decrease_percent": r["decrease_percent"],
-                      "seconds": r["decoder_nfes"] * times.decoder[9 if r["method"] in ("BLT-D", "BLT-DV") else 1] + r["encoder_global_nfes"] * times.encoder_global[1]})
+        walls.append({
+            "preset": name, "row": f"{r['task']} {r['method']} {r['block_size']} {r['setting']}",
+            "paper_decrease_percent": r["decrease_percent"],
+            "seconds": r["decoder_nfes"] * times.decoder[9 if r["method"] in ("BLT-D", "BLT-DV") else 1] +
+            r["encoder_global_nfes"] * times.encoder_global[1]
+        })
     if as_json:
         return print_json(rows + walls)
-    print(f"{name}, random bfloat16 weights on {device}, {torch.get_num_threads()} threads, memory read at {speed / 1e9:.1f} GB/s, spread at most {times.spread:.0%}\n")
-    print(table(["pass", "ms", "Eq. 8 over memory speed, ms", "ratio"], [[r["pass"], f"{1000 * r['seconds']:.1f}", f"{1000 * r['seconds_by_eq8']:.1f}",
-                                                                     f"{r['seconds'] / r['seconds_by_eq8']:.2f}"] for r in rows]))
+    print(
+        f"{name}, random bfloat16 weights on {device}, {torch.get_num_threads()} threads, memory read at {speed / 1e9:.1f} GB/s, spread at most {times.spread:.0%}\n"
+    )
+    print(
+        table(["pass", "ms", "Eq. 8 over memory speed, ms", "ratio"], [[
+            r["pass"], f"{1000 * r['seconds']:.1f}", f"{1000 * r['seconds_by_eq8']:.1f}",
+            f"{r['seconds'] / r['seconds_by_eq8']:.2f}"
+        ] for r in rows]))
     if walls:
         plain = {w["row"].split()[0]: w["seconds"] for w in walls if " BLT " in w["row"]}
-        print("\nwall-clock that follows from these passes; the weights are random and the NFEs are the paper's (its patcher not counted)")
-        print(table(["task, method", "seconds", "saved %", "saved % of GB, published"],
-                    [[w["row"], f"{w['seconds']:.1f}", f"{100 * (1 - w['seconds'] / plain[w['row'].split()[0]]):.1f}", w["paper_decrease_percent"] or ""] for w in walls]))
+        print(
+            "\nwall-clock that follows from these passes; the weights are random and the NFEs are the paper's (its patcher not counted)"
+        )
+        print(
+            table(["task, method", "seconds", "saved %", "saved % of GB, published"], [[
+                w["row"], f"{w['seconds']:.1f}", f"{100 * (1 - w['seconds'] / plain[w['row'].split()[0]]):.1f}",
+                w["paper_decrease_percent"] or ""
+            ] for w in walls]))
 
 
 def plot(rows, path):
@@ -302,7 +287,8 @@ def plot(rows, path):
     except ImportError:
         raise BadInput("--plot needs matplotlib: pip install -r requirements-dev.txt") from None
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for axis, key, label in ((axes[0], "bandwidth_gb", "GB a generation by Eq. 8"), (axes[1], "bytes_per_second", "bytes/s")):
+    for axis, key, label in ((axes[0], "bandwidth_gb", "GB a generation by Eq. 8"), (axes[1], "bytes_per_second",
+                                                                                     "bytes/s")):
         for mode in dict.fromkeys(r["mode"] for r in rows):
             mine = [r for r in rows if r["mode"] == mode]
             axis.scatter([r[key] for r in mine], [r["output_bits_per_byte"] for r in mine], label=mode, alpha=0.8)
@@ -323,12 +309,15 @@ def print_json(rows):
 def options_from(argv):
     parser = Parser(prog="bandwidth.py", description="What a generation costs, in Eq. 8's gigabytes and in seconds.")
     parser.add_argument("--paper", action="store_true", help="recompute the paper's tables")
-    parser.add_argument("--bytes-per-token", type=number(float, 0, above=True), default=4.4, help="of the BPE Transformer that --paper compares with")
+    parser.add_argument("--bytes-per-token", type=number(float, 0, above=True), default=4.4,
+                        help="of the BPE Transformer that --paper compares with")
     parser.add_argument("--checkpoint", help="measure this model (default: the newest there is)")
-    parser.add_argument("--prompts", metavar="FILE", help="prompts for it, one a line (default: four held-out places of the default corpus)")
+    parser.add_argument("--prompts", metavar="FILE",
+                        help="prompts for it, one a line (default: four held-out places of the default corpus)")
     parser.add_argument("--bytes", type=number(int, 2), default=256, help="to generate for each prompt")
     parser.add_argument("--preset", choices=PRESETS, help="with --measure: whose shapes to time")
-    parser.add_argument("--measure", action="store_true", help="time single passes at a preset's shapes, random weights")
+    parser.add_argument("--measure", action="store_true",
+                        help="time single passes at a preset's shapes, random weights")
     parser.add_argument("--device", default="cpu", help="with --measure: cpu or cuda")
     parser.add_argument("--plot", metavar="FILE", help="draw quality against cost, PNG or SVG")
     parser.add_argument("--json", action="store_true", help="one JSON object a row and nothing else")

@@ -46,8 +46,9 @@ def stream_against_prefix(model, patcher, contexts=(512, 2048, 8192), bytes_each
             anew.append(time.perf_counter() - began)
         rows.append((context, statistics.mean(cached[4:]), statistics.median(anew)))
     first = rows[0][1]
-    print(table(["context, bytes", "cached, ms/byte", "anew, ms/byte", "times faster", "against 512"],
-                [[c, f"{1000 * a:.2f}", f"{1000 * b:.1f}", f"{b / a:.0f}", f"{a / first:.2f}"] for c, a, b in rows]))
+    print(
+        table(["context, bytes", "cached, ms/byte", "anew, ms/byte", "times faster", "against 512"],
+              [[c, f"{1000 * a:.2f}", f"{1000 * b:.1f}", f"{b / a:.0f}", f"{a / first:.2f}"] for c, a, b in rows]))
 
 
 def resident_bytes():
@@ -77,7 +78,9 @@ def training_steps(name, steps):
     made = []
     for K in (0, 8):
         model = BLT(replace(PRESETS[name], block_size=K)).init_weights()
-        made.append((K, model, make_optimizer(model, settings), model_loss(model, Recipe(K, after=0.0), {"step": 0, "steps": 1}), []))
+        made.append((K, model, make_optimizer(model,
+                                              settings), model_loss(model, Recipe(K, after=0.0),
+                                                                    {"step": 0, "steps": 1}), []))
     for i in tqdm(range(steps), leave=False):
         for K, model, optimizer, loss_of, times in made:
             began = time.perf_counter()
@@ -93,16 +96,19 @@ def training_steps(name, steps):
         seconds, rows = statistics.median(times[2:]), Recipe().rows if K else 0.0
         speed = settings.batch * settings.length / seconds
         work = model.flops_per_byte(block_rows=rows) * speed
-        print(f"K = {K}: {seconds:.3f} s a step, {seconds / plain:.2f} times K = 0, {speed:,.0f} bytes/s, {work / 1e9:.0f} GFLOP/s, "
-              f"{work / peak:.0%} of the {peak / 1e9:.0f} measured for {dtype} matrix products")
+        print(
+            f"K = {K}: {seconds:.3f} s a step, {seconds / plain:.2f} times K = 0, {speed:,.0f} bytes/s, {work / 1e9:.0f} GFLOP/s, "
+            f"{work / peak:.0%} of the {peak / 1e9:.0f} measured for {dtype} matrix products")
 
 
 def options_from(argv):
     parser = Parser(prog="benchmark.py", description="Speed of Stream and of training beside their slow twins.")
     parser.add_argument("what", choices=("stream", "train"), help="what to time")
     parser.add_argument("--checkpoint", help="whose Stream to time (default: the newest model there is)")
-    parser.add_argument("--preset", default="tiny", choices=PRESETS, help="size of the model whose training steps are timed")
-    parser.add_argument("--bytes", type=number(int, 0), default=100_000, help="length over which memory is watched; 0 leaves that out")
+    parser.add_argument("--preset", default="tiny", choices=PRESETS,
+                        help="size of the model whose training steps are timed")
+    parser.add_argument("--bytes", type=number(int, 0), default=100_000,
+                        help="length over which memory is watched; 0 leaves that out")
     parser.add_argument("--steps", type=number(int, 4), default=20, help="training steps of each kind")
     return parser.parse_args(argv)
 

@@ -190,9 +190,11 @@ def check_block_size(model, block_size):
     """Raises BadInput where a model can't fill blocks of that size."""
     trained = model.config.block_size
     if not trained:
-        raise BadInput("this checkpoint is a plain BLT (K = 0), it can't fill blocks: train a BLT-D with `python train.py --block-size 8`")
+        raise BadInput("this checkpoint is a plain BLT (K = 0), it can't fill blocks: "
+                       "train a BLT-D with `python train.py --block-size 8`")
     if not 1 <= block_size <= trained:
-        raise BadInput(f"this checkpoint was trained for blocks of up to {trained} bytes, not {block_size}: give a smaller --block-size or train with that one")
+        raise BadInput(f"this checkpoint was trained for blocks of up to {trained} bytes, not {block_size}: "
+                       "give a smaller --block-size or train with that one")
 
 
 @torch.no_grad()
@@ -226,10 +228,11 @@ def show(patcher, data, recipe):
     order = blocks.starts[0, ::K].argsort()
     letters = [visible([i - OFFSET]) if i >= OFFSET else "^" for i in ids[0].tolist()]
     print(f"\nblocks of K = {K}, with the noise t of each and what it hides (░)")
+    letters += ["·"] * K                                                   # past the end of the text
+    positions, masked = blocks.positions[0].view(-1, K).tolist(), blocks.masked[0].view(-1, K).tolist()
     for b in order.tolist():
-        cells = slice(b * K, b * K + K)
         start = int(blocks.starts[0, b * K])
-        row = "".join("·" if p > N else paint("░", 36) if h else letters[p] for p, h in zip(blocks.positions[0, cells].tolist(), blocks.masked[0, cells].tolist()))
+        row = "".join(paint("░", 36) if hidden else letters[p] for p, hidden in zip(positions[b], masked[b]))
         t = 1 / max(1e-9, float(blocks.weight[0, b * K]))
         print(f"{' ' * 10}{' ' * (start - 1)}{row}   start {start}, t {t:.2f}")
     shown = order[:4].tolist()
@@ -238,14 +241,12 @@ def show(patcher, data, recipe):
     start = torch.cat([torch.full((N,), -1), blocks.starts[0, rows]])
     seen = sees(position[:, None], start[:, None], position[None], start[None], 10 ** 9)
     print(f"\nwho (row) sees whom (column): {N} clean rows, then the rows of the first {len(shown)} blocks; ^ is BOS")
-    header = "".join(letters[:N]) + "".join(" " + "".join(letters[p] if p <= N else "·" for p in blocks.positions[0, b * K:b * K + K].tolist()) for b in shown)
-    print(f"{' ' * 10}{header}")
+    print(" " * 10 + "".join(letters[:N]) + "".join(" " + "".join(letters[p] for p in positions[b]) for b in shown))
     for r in range(len(position)):
         if r >= N and (r - N) % K == 0:
             print()
         marks = "".join((" " if c >= N and (c - N) % K == 0 else "") + ("■" if seen[r, c] else "·") for c in range(len(position)))
-        name = letters[position[r]] if position[r] <= N else "·"
-        print(f"{'clean' if r < N else 'block':<6} {name:>2} {marks}")
+        print(f"{'clean' if r < N else 'block':<6} {letters[position[r]]:>2} {marks}")
 
 
 def main(argv=None):

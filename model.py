@@ -103,9 +103,11 @@ class LocalEncoder(nn.Module):
         """
         c, (B, N) = self.config, closes.shape
         if view is None:
-            view = rotary(torch.arange(N, device=ids.device), c.width // c.heads, c.rope_theta, self.query.weight.dtype), None, None
+            positions = torch.arange(N, device=ids.device)
+            view = rotary(positions, c.width // c.heads, c.rope_theta, self.query.weight.dtype), None, None
         grams = ngram_rows(ids, c.hash_rows).view(B * N, -1)
-        x = self.embed(ids[:, LEAD:]) + F.embedding_bag(grams, self.hashes.weight, mode="sum").view(B, N, -1)  # (B, N, D)
+        x = self.embed(ids[:, LEAD:])                                      # (B, N, D)
+        x = x + F.embedding_bag(grams, self.hashes.weight, mode="sum").view(B, N, -1)
         x = run_layers(self.layers, x, *view)
 
         own = closes.long().cumsum(1) - closes.long()                      # (B, N) the patch that a byte belongs to
@@ -135,15 +137,16 @@ class GlobalModel(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.config = c
-        self.layers = nn.ModuleList(Layer(c.global_width, c.global_heads, c.global_hidden, c.global_window) for _ in range(c.global_layers))
+        shape = c.global_width, c.global_heads, c.global_hidden, c.global_window
+        self.layers = nn.ModuleList(Layer(*shape) for _ in range(c.global_layers))
         self.norm = nn.RMSNorm(c.global_width, eps=1e-5)
 
     def forward(self, patches, view=None):
         """patch vectors (B, M, G) -> latents (B, M, G)."""
         if view is None:
             c, M = self.config, patches.shape[1]
-            rope = rotary(torch.arange(M, device=patches.device), c.global_width // c.global_heads, c.rope_theta, self.norm.weight.dtype)
-            view = rope, None, None
+            positions = torch.arange(M, device=patches.device)
+            view = rotary(positions, c.global_width // c.global_heads, c.rope_theta, self.norm.weight.dtype), None, None
         return self.norm(run_layers(self.layers, patches, *view))
 
 
@@ -244,7 +247,8 @@ class BLT(nn.Module):
         """Parameters by part, a dict. The n-gram tables stand alone: a pass looks up six rows of them a byte, no more."""
         count = lambda module: sum(p.numel() for p in module.parameters())
         hashes = count(self.encoder.hashes)
-        return {"encoder": count(self.encoder) - hashes, "global": count(self.globe), "decoder": count(self.decoder), "hash_tables": hashes}
+        return {"encoder": count(self.encoder) - hashes, "global": count(self.globe), "decoder": count(self.decoder),
+                "hash_tables": hashes}
 
     def flops_per_byte(self, mean_patch=4.0, block_rows=0.0):
         """Matrix-product operations to train on one byte, forward and backward; attention scores and look-ups left out.

@@ -52,17 +52,17 @@ class Stream:
     def __init__(self, model, patcher, reach=64, room=256):
         c, longest = model.config, max(model.config.max_patch, patcher.config.max_patch)
         if patcher.config.max_patch > c.max_patch:
-            raise ValueError(f"the patcher makes patches of up to {patcher.config.max_patch} bytes, the model takes {c.max_patch}")
+            raise ValueError(f"the patcher makes patches of {patcher.config.max_patch} bytes, the model takes {c.max_patch}")
         self.model, self.patcher, self.reach, self.room = model, patcher, reach, room
         weight = model.decoder.head.weight
         self.entropy_cache = patcher.model.cache(reach, room)
         # After a rollback over a patch start the encoder reads from that start again: its rows reach a patch further back.
-        self.encoder_cache = Cache(c.encoder_layers, c.heads, c.width // c.heads, c.window, reach + longest, room + longest, c.rope_theta, weight)
+        head, k, theta = c.width // c.heads, c.patch_vectors, c.rope_theta
+        self.encoder_cache = Cache(c.encoder_layers, c.heads, head, c.window, reach + longest, room + longest, theta, weight)
         self.global_cache = Cache(c.global_layers, c.global_heads, c.global_width // c.global_heads, c.global_window,
-                                  reach + 1, room + 1, c.rope_theta, weight)
-        self.decoder_cache = Cache(c.decoder_layers, c.heads, c.width // c.heads, c.window, reach, room, c.rope_theta, weight)
-        self.latent_cache = Cache(c.decoder_layers, c.heads, c.width // c.heads, c.patch_vectors, (reach + 1) * c.patch_vectors,
-                                  (room + 1) * c.patch_vectors, None, weight)
+                                  reach + 1, room + 1, theta, weight)
+        self.decoder_cache = Cache(c.decoder_layers, c.heads, head, c.window, reach, room, theta, weight)
+        self.latent_cache = Cache(c.decoder_layers, c.heads, head, k, (reach + 1) * k, (room + 1) * k, None, weight)
         self.known, self.forgotten = [], 0  # Known of the latest bytes; how many before them were let go
         self.decoded = 0                    # rows of the sequence that the decoder has processed
         self.drafts = 0                     # decoder rows behind them that `draft` wrote
@@ -89,7 +89,12 @@ class Stream:
 
     @torch.inference_mode()
     def advance(self, ids):
-        """Take n >= 1 more bytes (list of ids): one entropy pass and, if patches closed, one encoder and global pass."""
+        """Take n >= 1 more bytes (list of ids): one entropy pass and, if patches closed, one encoder and global pass.
+
+        Raises ValueError for a batch: a Stream is one sequence.
+        """
+        if not all(isinstance(i, int) for i in ids):
+            raise ValueError("a Stream holds one sequence: give it a list of ids, and a batch one Stream for each row")
         for i in range(0, len(ids), self.room):
             self._advance(ids[i:i + self.room])
 
@@ -157,7 +162,8 @@ class Stream:
         last = self.known[-1].patches - 1
         low, k, device = min(reads, default=last), self.model.config.patch_vectors, self.decoder_cache.rows.device
         keys = self.latent_cache.span(low * k, (last + 1) * k)  # (layers, 2, 1, H, M k, C)
-        reads = None if low == last else torch.tensor([[r - low for r in reads] + [last - low] * len(block)], device=device)
+        reads = [r - low for r in reads] + [last - low] * len(block)
+        reads = torch.tensor([reads], device=device) if low < last else None  # (1, rows + K)
         ids = torch.tensor([[*ids, *block]], device=device)  # (1, rows + K)
         view = self.decoder_cache.view(first, ids.shape[1], len(block))
         self.counters.decoder += 1

@@ -55,8 +55,8 @@ PATCHERS = {
 }
 PATCHER_SETTINGS = Settings(batch=16, lr=4e-3, warmup=20)
 PATCHER_SHARE = 0.07            # of the minutes; the boundaries of the whole corpus take about as long again
-RESERVE = 0.08  # of the minutes: for validation and samples, and because machines slow down when they get warm
-TIMED_STEPS = 20                # steps after which --minutes becomes a number of steps
+RESERVE = 0.10                  # of the minutes, for the final validation and a sample
+TIMED_SHARE = 0.08              # of a stage's seconds, after which --minutes becomes a number of steps
 
 
 class Interrupt:
@@ -99,8 +99,9 @@ def fit(name, model, optimizer, crops, loss_of, settings, progress, seconds, dty
     """
     device = next(model.parameters()).device
     size = settings.batch * settings.accumulate
-    bar = tqdm(desc=name, unit="B", unit_scale=True, total=progress["steps"] and progress["steps"] * size * settings.length,
-               initial=progress["step"] * size * settings.length, mininterval=0.5 if sys.stderr.isatty() else 20, dynamic_ncols=True)
+    step_bytes = size * settings.length
+    bar = tqdm(desc=name, unit="B", unit_scale=True, total=progress["steps"] and progress["steps"] * step_bytes,
+               initial=progress["step"] * step_bytes, mininterval=0.5 if sys.stderr.isatty() else 20, dynamic_ncols=True)
     began, first, smooth = time.perf_counter(), progress["step"], None
     with bar:
         while not progress["steps"] or progress["step"] < progress["steps"]:
@@ -121,17 +122,17 @@ def fit(name, model, optimizer, crops, loss_of, settings, progress, seconds, dty
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             progress["step"] += 1
-            if step - first == 2:
-                timed = time.perf_counter()                     # the first steps warm up
-            if not progress["steps"] and step - first == 2 + TIMED_STEPS:
-                each = (time.perf_counter() - timed) / TIMED_STEPS
-                progress["steps"] = step + 1 + max(1, int((seconds - (time.perf_counter() - began)) / each))
-                bar.total = progress["steps"] * size * settings.length
+            now, timed_steps = time.perf_counter(), step - first - 2          # the first steps warm up
+            if timed_steps == 0:
+                timed = now
+            if not progress["steps"] and timed_steps >= 4 and now - began > TIMED_SHARE * seconds:
+                progress["steps"] = step + 1 + max(1, int((seconds - (now - began)) * timed_steps / (now - timed)))
+                bar.total = progress["steps"] * step_bytes
             smooth = bits if smooth is None else 0.95 * smooth + 0.05 * bits
             bar.set_postfix_str(f"{smooth:.3f} bits/byte", refresh=False)
-            bar.update(size * settings.length)
+            bar.update(step_bytes)
             after_step()
-    return (progress["step"] - first) * size * settings.length / max(1e-9, time.perf_counter() - began)
+    return (progress["step"] - first) * step_bytes / max(1e-9, time.perf_counter() - began)
 
 
 def next_byte_loss(logits, ids):
@@ -176,19 +177,21 @@ class Run:
         origin = checkpoint.load(options.init_from) if options.init_from and not saved else None
         if saved and "asked" not in saved:
             raise BadInput(f"{options.resume} was made for generating only: it holds no optimiser to resume")
-        self.asked = saved["asked"] if saved else {k: v for k, v in vars(options).items() if k not in ("out", "resume", "device")}
-        asked = self.asked
+        of_this_machine = ("out", "resume", "device")
+        self.asked = asked = saved["asked"] if saved else {k: v for k, v in vars(options).items() if k not in of_this_machine}
         self.corpus = default_corpus() if asked["data"] is None else read_corpus(asked["data"])
         print(self.corpus.describe())
         if saved and saved["corpus"]["sha256"] != self.corpus.sha256:
             raise BadInput("the corpus is not the one this run began with: its hash has changed")
-        self.settings = SETTINGS[asked["preset"]]
-        self.settings = replace(self.settings, **{k: asked[k] for k in ("lr", "batch", "length") if asked[k] is not None})
+        changed = {k: asked[k] for k in ("lr", "batch", "length") if asked[k] is not None}
+        self.settings = replace(SETTINGS[asked["preset"]], **changed)
         self.recipe = Recipe(*(asked[k] for k in ("block_size", "block_starts", "block_rows", "full_share", "block_after")))
         known = saved or origin
-        self.config = replace(BLTConfig(**known["config"]) if known else preset(asked["preset"]), block_size=asked["block_size"])
+        config = BLTConfig(**known["config"]) if known else preset(asked["preset"])
+        self.config = replace(config, block_size=asked["block_size"])
         torch.manual_seed(asked["seed"])
-        self.patcher = Patcher(PatcherConfig(**known["patcher_config"]) if known else replace(PATCHERS[asked["preset"]], kind=asked["patcher"]))
+        patcher_config = PATCHERS[asked["preset"]]
+        self.patcher = Patcher(PatcherConfig(**known["patcher_config"]) if known else replace(patcher_config, kind=asked["patcher"]))
         self.model = BLT(self.config).init_weights()
         self.dtype = choose_dtype(saved["dtype"] if saved else asked["dtype"], self.device)
         self.progress = saved["progress"] if saved else {"stage": "patcher", "step": 0, "steps": None}
@@ -242,7 +245,8 @@ class Run:
                 done = self.progress["step"] == self.progress["steps"]
                 if interrupt.asked and not done:
                     self.save(optimizer)
-                    tqdm.write(f"saved {self.out} at step {self.progress['step']}; go on with: python train.py --resume {self.out}", file=sys.stderr)
+                    tqdm.write(f"saved {self.out} at step {self.progress['step']}; "
+                               f"go on with: python train.py --resume {self.out}", file=sys.stderr)
                     raise KeyboardInterrupt
                 if not done and time.perf_counter() - last > 120:
                     self.save(optimizer)
@@ -250,7 +254,8 @@ class Run:
                         validate()
                     last = time.perf_counter()
 
-            speed = fit(name, model, optimizer, crops, loss_of, settings, self.progress, self.seconds_left(share), dtype, after_step)
+            speed = fit(name, model, optimizer, crops, loss_of, settings, self.progress, self.seconds_left(share), dtype,
+                        after_step)
         self.optimizer = optimizer
         self.save(optimizer)
         return speed
@@ -263,9 +268,10 @@ class Run:
                     for p in self.patcher.parameters():
                         if p.ndim > 1:
                             torch.nn.init.normal_(p, std=p.shape[1] ** -0.5)
-                packed = torch.cat(self.train)
-                crops = Crops(packed.short(), torch.zeros(len(packed), dtype=torch.bool), PATCHER_SETTINGS.length, self.asked["seed"])
-                self.stage("patcher", self.patcher, crops, patcher_loss(self.patcher), PATCHER_SETTINGS, PATCHER_SHARE, torch.float32)
+                packed = torch.cat(self.train).short()
+                crops = Crops(packed, torch.zeros_like(packed, dtype=torch.bool), PATCHER_SETTINGS.length, self.asked["seed"])
+                self.stage("patcher", self.patcher, crops, patcher_loss(self.patcher), PATCHER_SETTINGS, PATCHER_SHARE,
+                           torch.float32)
             self.patcher.eval()
             self.results["mean_patch_held_out"] = calibrate(self.patcher, [d.to(self.device) for d in self.held_out])
             self.progress = {"stage": "model", "step": 0, "steps": None}
@@ -284,7 +290,8 @@ class Run:
 
     def train_model(self, ids, closes):
         sizes = self.model.sizes()
-        print("model: " + ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in sizes.items()) + f"; {self.dtype} on {self.device}")
+        print("model: " + ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in sizes.items())
+              + f"; {self.dtype} on {self.device}")
         crops = Crops(ids, closes, self.settings.length, self.asked["seed"])
         peek = [d[:2048] for d in self.held_out[:16]]
 
@@ -294,11 +301,14 @@ class Run:
             tqdm.write(f"step {self.progress['step']}: {bits:.3f} bits/byte on {sum(map(len, peek)):,} held-out bytes, "
                        f"sample: {visible(self.sample(60))}", file=sys.stderr)
 
-        speed = self.stage("model", self.model, crops, model_loss(self.model, self.recipe, self.progress), self.settings, 1.0, self.dtype, validate)
-        peak = product_speed(self.dtype, self.device)
-        work = self.model.flops_per_byte(self.results["mean_patch_train"], self.recipe.rows * (1 - self.recipe.after) if self.recipe.block_size else 0.0) * speed
-        self.results |= {"bytes_per_second": speed, "trained_bytes": self.progress["step"] * self.settings.length * self.settings.batch * self.settings.accumulate}
-        print(f"trained {self.progress['step']} steps on {self.results['trained_bytes']:,} bytes at {speed:,.0f} bytes/s: {work / 1e9:.0f} GFLOP/s, "
+        speed = self.stage("model", self.model, crops, model_loss(self.model, self.recipe, self.progress), self.settings, 1.0,
+                           self.dtype, validate)
+        peak, s = product_speed(self.dtype, self.device), self.settings
+        block_rows = self.recipe.rows * (1 - self.recipe.after) if self.recipe.block_size else 0.0
+        work = self.model.flops_per_byte(self.results["mean_patch_train"], block_rows) * speed
+        trained = self.progress["step"] * s.length * s.batch * s.accumulate
+        self.results |= {"bytes_per_second": speed, "trained_bytes": trained}
+        print(f"trained {self.progress['step']} steps on {trained:,} bytes at {speed:,.0f} bytes/s: {work / 1e9:.0f} GFLOP/s, "
               f"{work / peak:.0%} of the {peak / 1e9:.0f} measured for {self.dtype} matrix products")
 
     def sample(self, length=200, prompt=b"def "):
@@ -311,38 +321,51 @@ class Run:
         with tqdm(desc="validation", unit="B", unit_scale=True, leave=False, total=sum(map(len, self.held_out))) as bar:
             self.results["validation_bits_per_byte"] = bits_per_byte(self.model, self.patcher, self.held_out, bar.update)
         if self.recipe.block_size:
-            accuracy, nats = masked_accuracy(self.model, self.patcher, [d[:4000] for d in self.held_out[:20]], self.recipe.block_size)
+            peek = [d[:4000] for d in self.held_out[:20]]
+            accuracy, nats = masked_accuracy(self.model, self.patcher, peek, self.recipe.block_size)
             self.results |= {"masked_accuracy": accuracy, "masked_bits_per_byte": nats / math.log(2)}
         self.save(self.optimizer)
-        print(f"validation: {self.results['validation_bits_per_byte']:.3f} bits per byte on {sum(map(len, self.held_out)):,} held-out bytes")
+        print(f"validation: {self.results['validation_bits_per_byte']:.3f} bits per byte "
+              f"on {sum(map(len, self.held_out)):,} held-out bytes")
         if self.recipe.block_size:
-            print(f"wholly masked blocks of {self.recipe.block_size}: {nats / math.log(2):.3f} bits per byte, right by position in the block: "
-                  + " ".join(f"{share:.0%}" for share in accuracy))
+            print(f"wholly masked blocks of {self.recipe.block_size}: {nats / math.log(2):.3f} bits per byte, "
+                  "right by position in the block: " + " ".join(f"{share:.0%}" for share in accuracy))
         print(f"\n{self.sample().decode('utf-8', 'replace')}\n")
         print(f"{(time.perf_counter() - self.began) / 60:.1f} minutes; wrote {self.out}")
 
 
 def options_from(argv):
     parser = Parser(prog="train.py", description="Train a Byte Latent Transformer on any text.")
-    parser.add_argument("--data", nargs="+", metavar="PATH", help="files and folders to train on; default: Python's standard library")
+    parser.add_argument("--data", nargs="+", metavar="PATH",
+                        help="files and folders to train on; default: Python's standard library")
     parser.add_argument("--preset", default="tiny", choices=PRESETS, help="size of the model")
-    parser.add_argument("--minutes", type=number(float, 0, above=True), default=9.5, help="time for everything, fixed as a number of steps from the first timed ones")
-    parser.add_argument("--steps", type=number(int, 1), help="train the model for so many steps instead, the patcher for half as many")
-    parser.add_argument("--block-size", type=int, default=8, choices=(0, *SIZES), help="K, bytes that the decoder learns to fill at once; 0: plain BLT")
-    parser.add_argument("--block-starts", default=Recipe.starts, choices=("any", "patch"), help="where training blocks start; the paper: patch")
-    parser.add_argument("--block-rows", type=number(float, 0), default=Recipe.rows, help="rows of blocks for each byte of text; 0: a block at every start, as in the paper")
-    parser.add_argument("--full-share", type=number(float, 0, 1), default=Recipe.full, help="share of blocks that are masked whole; the paper: 0")
-    parser.add_argument("--block-after", type=number(float, 0, 1), default=Recipe.after, help="share of the steps before blocks join; the paper: 0")
+    parser.add_argument("--minutes", type=number(float, 0, above=True), default=9.5,
+                        help="time for everything, fixed as a number of steps from the first timed ones")
+    parser.add_argument("--steps", type=number(int, 1),
+                        help="train the model for so many steps instead, the patcher for half as many")
+    parser.add_argument("--block-size", type=int, default=8, choices=(0, *SIZES),
+                        help="K, bytes that the decoder learns to fill at once; 0: plain BLT")
+    parser.add_argument("--block-starts", default=Recipe.starts, choices=("any", "patch"),
+                        help="where training blocks start; the paper: patch")
+    parser.add_argument("--block-rows", type=number(float, 0), default=Recipe.rows,
+                        help="rows of blocks for each byte of text; 0: a block at every start, as in the paper")
+    parser.add_argument("--full-share", type=number(float, 0, 1), default=Recipe.full,
+                        help="share of blocks that are masked whole; the paper: 0")
+    parser.add_argument("--block-after", type=number(float, 0, 1), default=Recipe.after,
+                        help="share of the steps before blocks join; the paper: 0")
     parser.add_argument("--init-from", metavar="FILE", help="begin with the weights and patcher of this checkpoint")
-    parser.add_argument("--patcher", default="entropy", choices=("entropy", "monotonic", "stride", "space"), help="what decides where patches end")
+    parser.add_argument("--patcher", default="entropy", choices=("entropy", "monotonic", "stride", "space"),
+                        help="what decides where patches end")
     parser.add_argument("--lr", type=number(float, 0, above=True), help="peak learning rate instead of the preset's")
     parser.add_argument("--batch", type=number(int, 1), help="crops in a forward pass instead of the preset's")
     parser.add_argument("--length", type=number(int, 8), help="bytes in a crop instead of the preset's")
     parser.add_argument("--seed", type=int, default=0, help="of weights and of the order of the text")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the arithmetic; auto: bfloat16 where it is measured to pay")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"),
+                        help="of the arithmetic; auto: bfloat16 where it is measured to pay")
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps")
     parser.add_argument("--out", help=f"the checkpoint to write (default: the one resumed, or {checkpoint.DEFAULT})")
-    parser.add_argument("--resume", metavar="FILE", help="go on with an interrupted run; everything else comes from the file")
+    parser.add_argument("--resume", metavar="FILE",
+                        help="go on with an interrupted run; everything else comes from the file")
     options = parser.parse_args(argv)
     if options.resume:
         asked = checkpoint.load(options.resume).get("asked", {})

@@ -28,10 +28,15 @@ def main(argv=None):
         guess = stream.extend([id_])[-1].argmax().item()
         known, c = stream.known[-1], stream.counters
         closes = known.open_start == stream.length
-        rows.append(["BOS" if id_ == BOS else visible(bytes([id_ - 4])), f"{known.entropy:.2f}", "closes" if closes else "", known.patches,
-                     c.entropy, c.encoder_global, c.decoder, visible(bytes([guess - 4])) if guess >= 4 else "end"])
+        rows.append([
+            "BOS" if id_ == BOS else visible(bytes([id_ - 4])), f"{known.entropy:.2f}", "closes" if closes else "",
+            known.patches, c.entropy, c.encoder_global, c.decoder,
+            visible(bytes([guess - 4])) if guess >= 4 else "end"
+        ])
     print(f"θ = {patcher.config.theta:.2f} nats, at most {patcher.config.max_patch} bytes a patch\n")
-    print(table(["byte", "entropy after", "its patch", "reads latent", "patcher", "encoder+global", "decoder", "guesses"], rows))
+    print(
+        table(["byte", "entropy after", "its patch", "reads latent", "patcher", "encoder+global", "decoder", "guesses"],
+              rows))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ import json
 import pytest
 
 import bandwidth
-from bandwidth import break_even, fit_sizes, generation_gigabytes, gigabytes, pass_seconds, predicted_seconds, read_paper, recompute
+from bandwidth import fit_sizes, generation_gigabytes, gigabytes, read_paper, recompute
 from conftest import make_models
 from stream import Counters
+from terminal import BadInput
+from timing import break_even, pass_seconds, predicted_seconds
 
 ROWS = recompute(read_paper())
 
@@ -45,7 +47,7 @@ def test_generation_gigabytes_count_no_hash_table_and_the_patcher_apart():
 def test_pass_times_leave_the_arithmetic_consistent():
     times = pass_seconds(*make_models(0), rows=(1, 5, 9, 8), context=100, repeats=4)
     assert set(times.decoder) == set(times.patcher) == {1, 5, 8, 9} and set(times.encoder_global) == {1, 2}
-    plain, *_ = predicted_seconds("blt", Counters(decoder=4, entropy=4, encoder_global=1, patches=1), times, 4, 4)
+    plain, *_ = predicted_seconds("blt", Counters(decoder=4, entropy=4, encoder_global=1, patches=1), times, 4)
     assert plain == pytest.approx(4 * times.decoder[1] + 4 * times.patcher[1] + times.encoder_global[1])
     assert [row[0] for row in break_even(times, 4.0, 4, 8)] == ["blts", "lookup", "bltdv"]
 
@@ -59,6 +61,16 @@ def test_measuring_a_checkpoint_gives_the_documented_keys(trained_file, tmp_path
                             "seconds_decoder", "seconds_encoder_global", "seconds_patcher", "memory_bandwidth_share"}
     assert rows[0]["mode"] == "blt" and rows[0]["decrease"] == 0 and rows[0]["decoder_nfes"] == 11
     assert all(r["agreement"] == 1 for r in rows if r["mode"] in ("blt", "blts", "bltdv", "lookup"))
+
+
+def test_a_plot_is_drawn_or_its_extra_named(trained_file, tmp_path, capsys):
+    (tmp_path / "prompts").write_bytes(b"def f\n")
+    arguments = ["--checkpoint", str(trained_file), "--prompts", str(tmp_path / "prompts"), "--bytes", "8"]
+    with pytest.raises(BadInput, match=".png or .svg"):
+        bandwidth.main([*arguments, "--plot", "x.txt"])
+    pytest.importorskip("matplotlib")
+    bandwidth.main([*arguments, "--plot", str(tmp_path / "x.png")])
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG") and "bltdv K=8 one-step" in capsys.readouterr().out
 
 
 def test_a_preset_is_measured_with_random_weights(capsys):

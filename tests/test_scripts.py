@@ -13,7 +13,7 @@ from conftest import ROOT
 from terminal import BadInput
 
 KEYS = {"mode", "prompt", "output", "output_hex", "new_bytes", "seconds", "bytes_per_second", "decoder_nfes", "encoder_global_nfes", "entropy_nfes",
-        "prefill_nfes", "rounds", "drafted", "accepted", "acceptance", "mean_patch", "bandwidth_gb", "bandwidth_gb_with_patcher"}
+        "prefill_nfes", "paper_encoder_global_nfes", "rounds", "drafted", "accepted", "acceptance", "accepted_lengths", "mean_patch", "bandwidth_gb", "bandwidth_gb_with_patcher"}
 
 
 def script(*arguments, cwd, code=0):

@@ -111,6 +111,12 @@ def test_rollback_beyond_reach_is_refused():
     assert stream.length == 25
 
 
+def test_a_batch_is_refused():
+    for batch in ([[BOS, 100], [BOS, 101]], [torch.tensor([BOS, 100])]):
+        with pytest.raises(ValueError, match="one sequence"):
+            Stream(*make_models(0)).extend(batch)
+
+
 def test_special_ids_are_never_generated_and_eos_only_ends():
     sampling = Sampling(temperature=1.0)
     p = distribution(torch.zeros(1, 260), sampling)[0]
