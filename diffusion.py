@@ -34,7 +34,7 @@ class Recipe:
     starts: str = "any"       # any: blocks start anywhere | patch: at patch starts
     rows: float = 0.5         # rows of blocks for each byte of the text; 0: a block at every patch start
     full: float = 0.5         # share of blocks masked whole (t = 1, weight 1): the state every draft starts from
-    after: float = 0.4  # share of the steps before blocks join: filling gaps is learned faster once the model can read
+    after: float = 0.6  # share of the steps before blocks join: filling gaps is learned faster once the model can read
     t_min: float = 0.1        # t is uniform on (t_min, 1): a cell's weight is 1/t, and so stays below 10
 
 
