@@ -7,21 +7,33 @@ import time
 import torch
 
 
+def median_seconds_in_turn(works, repeats):
+    """Wall-clock of several functions (a dict), run in turn after a warm-up -> (dict of medians, largest spread).
+
+    The spread of one is the width of the middle half of its times over their median.
+    """
+    times = {name: [] for name in works}
+    for i in range(repeats + 3):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if i >= 3:
+                times[name].append(time.perf_counter() - began)
+    quartiles = {name: statistics.quantiles(t, n=4) for name, t in times.items()}
+    return {name: q[1] for name, q in quartiles.items()}, max((q[2] - q[0]) / q[1] for q in quartiles.values())
+
+
 def median_seconds(work, repeats=30):
-    """Wall-clock of work() after a warm-up -> (median, spread: the middle half's width over the median)."""
-    times = []
-    for _ in range(repeats + 3):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    low, middle, high = statistics.quantiles(times[3:], n=4)
-    return middle, (high - low) / middle
+    """Wall-clock of work() repeated alone, after a warm-up: its median."""
+    return median_seconds_in_turn({0: work}, repeats)[0][0]
 
 
 def product_speed(dtype, device, n=1024):
     """Measured speed of matrix products in operations a second."""
     a, b = torch.randn(4 * n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
-    return 8 * n ** 3 / median_seconds(lambda: (a @ b).sum().item(), 5)[0]
+    return 8 * n ** 3 / median_seconds(lambda: (a @ b).sum().item(), 5)
 
 
 def choose_dtype(name, device):
@@ -40,7 +52,7 @@ def choose_device(name):
 def memory_bandwidth(device, size=1 << 28):
     """Bytes a second that a sum over float32 numbers reads, measured."""
     x = torch.zeros(size // 4, device=device)
-    return size / median_seconds(lambda: x.sum().item(), 5)[0]
+    return size / median_seconds(lambda: x.sum().item(), 5)
 
 
 def free_memory():

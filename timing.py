@@ -1,10 +1,11 @@
 """Seconds of single passes, what a generation should take by them, and when drafting pays."""
+import functools
 from dataclasses import dataclass
 
 import torch
 
 from data import BOS, default_corpus, encode
-from machine import median_seconds
+from machine import median_seconds_in_turn
 from stream import Stream
 
 
@@ -28,32 +29,36 @@ class PassSeconds:
 
 
 @torch.inference_mode()
-def pass_seconds(model, patcher, rows, patches=(1, 2), context=512, repeats=30):
-    """Time single passes of a Stream at `context` bytes -> PassSeconds."""
+def pass_seconds(model, patcher, rows, patches=(1, 2), context=512, repeats=20):
+    """Time single passes of a Stream at `context` bytes -> PassSeconds.
+
+    The passes are timed in turn, as a generation runs them: repeated alone, each would find its weights in the CPU's caches.
+    """
     stream = Stream(model, patcher)
     stream.prefill([BOS] + encode(b"".join(d for _, d in default_corpus().documents[:20])[:context]))
-    decoder, entropies, closing, spreads = {}, {}, {}, []
+    passes, rows = {}, sorted(set(rows))
 
-    def timed(store, key, work):
-        store[key], spread = median_seconds(work, repeats)
-        spreads.append(spread)
+    def draft(n):
+        stream.drafts = 0
+        stream.draft([100] * n)
 
-    for n in sorted(set(rows)):
-        def draft():
-            stream.drafts = 0
-            stream.draft([100] * n)
-        timed(decoder, n, draft)
+    def entropies(n):
         ids = torch.tensor([100] * n, device=stream.entropy_cache.rows.device)
-        timed(entropies, n, lambda: patcher.step(ids, stream.length, stream.entropy_cache, stream.known[-1])[1].tolist())
-    end = stream.known[-1].open_start
-    start, count = end, stream.known[-1].patches
+        patcher.step(ids, stream.length, stream.entropy_cache, stream.known[-1])[1].tolist()
+
+    end = start = stream.known[-1].open_start
+    count = stream.known[-1].patches
     for m in range(1, max(patches) + 1):
         start -= 1
         while stream.at(start - 1).open_start != start:
             start -= 1
         if m in patches:
-            timed(closing, m, lambda: stream.close_patches(start, end, count - m, count))
-    return PassSeconds(decoder, entropies, closing, max(spreads))
+            passes["encoder_global", m] = functools.partial(stream.close_patches, start, end, count - m, count)
+    for n in rows:
+        passes["decoder", n], passes["patcher", n] = functools.partial(draft, n), functools.partial(entropies, n)
+    times, spread = median_seconds_in_turn(passes, repeats)
+    part = lambda name: {n: seconds for (kind, n), seconds in times.items() if kind == name}
+    return PassSeconds(part("decoder"), part("patcher"), part("encoder_global"), spread)
 
 
 def predicted_seconds(mode, counters, times, count):

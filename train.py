@@ -339,7 +339,7 @@ def options_from(argv):
     parser.add_argument("--data", nargs="+", metavar="PATH",
                         help="files and folders to train on; default: Python's standard library")
     parser.add_argument("--preset", default="tiny", choices=PRESETS, help="size of the model")
-    parser.add_argument("--minutes", type=number(float, 0, above=True), default=9.5,
+    parser.add_argument("--minutes", type=number(float, 0, above=True), default=8.8,
                         help="time for everything, fixed as a number of steps from the first timed ones")
     parser.add_argument("--steps", type=number(int, 1),
                         help="train the model for so many steps instead, the patcher for half as many")
