@@ -19,7 +19,7 @@ from tqdm import tqdm
 import checkpoint
 from data import BOS, default_corpus, encode
 from diffusion import SIZES, Unmask, generate_bltd
-from machine import free_memory, memory_bandwidth
+from machine import choose_device, free_memory, memory_bandwidth
 from model import BLT, PRESETS, load_model
 from patcher import Patcher, PatcherConfig
 from speculate import generate_bltdv, generate_blts, generate_lookup
@@ -347,7 +347,7 @@ def main(argv=None):
     if options.measure:
         if not options.preset:
             raise BadInput("--measure needs --preset: whose shapes to time")
-        return measure_preset(options.preset, options.device, options.json)
+        return measure_preset(options.preset, choose_device(options.device), options.json)
     if options.plot and not options.plot.endswith((".png", ".svg")):
         raise BadInput(f"--plot writes .png or .svg, not {options.plot}")
     model, patcher = load_model(checkpoint.find(options.checkpoint))

@@ -34,8 +34,8 @@ def load(path):
         raise BadInput(f"{path} is not a checkpoint or is damaged: give a file that train.py wrote") from None
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise BadInput(f"{path} is a checkpoint of another program: give a file that train.py wrote")
-    if contents["version"] != VERSION:
-        raise BadInput(f"{path} has checkpoint version {contents['version']}, this code reads version {VERSION}: train it again")
+    if contents.get("version") != VERSION:
+        raise BadInput(f"{path} has checkpoint version {contents.get('version')}, this code reads version {VERSION}: train it again")
     return contents
 
 

@@ -6,6 +6,8 @@ import time
 
 import torch
 
+from terminal import BadInput
+
 
 def median_seconds_in_turn(works, repeats):
     """Wall-clock of several functions (a dict), run in turn after a warm-up -> (dict of medians, largest spread).
@@ -44,7 +46,12 @@ def choose_dtype(name, device):
 
 
 def choose_device(name):
+    """A device name, or auto for the best there is. Raises BadInput for one that this machine or this torch does not have."""
     if name != "auto":
+        try:
+            torch.zeros(1, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise BadInput(f"there is no device '{name}' here: give cpu, or leave --device out") from None
         return name
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 

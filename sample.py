@@ -15,6 +15,7 @@ import checkpoint
 from bandwidth import distinct_4grams, generation_gigabytes
 from data import BOS, decode, encode
 from diffusion import UNMASK, Unmask, check_block_size, generate_bltd
+from machine import choose_device
 from model import load_model
 from speculate import generate_bltdv, generate_blts, generate_lookup, near_tie
 from stream import Sampling, generate
@@ -213,7 +214,8 @@ def main(argv=None):
     options = options_from(argv)
     prompts = read_prompts(options)
     model, patcher = load_model(checkpoint.find(options.checkpoint))
-    model, patcher = model.to(options.device), patcher.to(options.device)
+    device = choose_device(options.device)
+    model, patcher = model.to(device), patcher.to(device)
     if options.mode in ("bltd", "bltdv") or options.block_size is not None:
         check_block_size(model, model.config.block_size if options.block_size is None else options.block_size)
     if options.compare:

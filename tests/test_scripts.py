@@ -81,6 +81,9 @@ def test_bad_input_is_one_clear_line(trained_file, tmp_path):
         ("sample.py", "--checkpoint", "foreign.pt"): "another program", ("sample.py", "--checkpoint", "newer.pt"): "version 99",
         ("sample.py", "--checkpoint", trained_file, "--prompt-file", "gone.txt"): "gone.txt",
         ("sample.py", "--checkpoint", trained_file, "--mode", "bltd", "--block-size", "32"): "up to 8 bytes, not 32",
+        ("sample.py", "--checkpoint", trained_file, "--device", "warp"): "no device 'warp'",
+        ("train.py", "--device", "warp"): "no device 'warp'",
+        ("bandwidth.py", "--preset", "nano", "--measure", "--device", "warp"): "no device 'warp'",
         ("patcher.py", "--file", "gone.txt"): "gone.txt", ("patcher.py", "--text", ""): "empty", ("diffusion.py", "--text", "x"): "2 to 60",
     }
     for arguments, words in expected.items():
