@@ -4,6 +4,7 @@
     python bandwidth.py --checkpoint checkpoint.pt  # every mode and setting of a model of ours, measured
     python bandwidth.py --preset blt-1b --measure   # seconds of single passes at the paper's shapes, random weights
 """
+import argparse
 import csv
 import json
 import math
@@ -278,24 +279,30 @@ def measure_preset(name, device, as_json):
             ] for w in walls]))
 
 
-def plot(rows, path):
-    """Quality (bits per byte of the output) against GB and against bytes/s, by mode."""
+def plot_path(path):
+    """An argparse type: a file that matplotlib can be asked to write."""
+    if not path.endswith((".png", ".svg")):
+        raise argparse.ArgumentTypeError(f"plots are written as .png or .svg, not {path}")
+    return path
+
+
+def draw_points(path, ylabel, panels):
+    """Scatter plots beside each other, sharing their y axis. panels: x label -> {series: list of (x, y, error of y)}."""
     try:
         import matplotlib
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
         raise BadInput("--plot needs matplotlib: pip install -r requirements-dev.txt") from None
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for axis, key, label in ((axes[0], "bandwidth_gb", "GB a generation by Eq. 8"), (axes[1], "bytes_per_second",
-                                                                                     "bytes/s")):
-        for mode in dict.fromkeys(r["mode"] for r in rows):
-            mine = [r for r in rows if r["mode"] == mode]
-            axis.scatter([r[key] for r in mine], [r["output_bits_per_byte"] for r in mine], label=mode, alpha=0.8)
-        axis.set_xlabel(label)
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.5), sharey=True, squeeze=False)
+    for axis, (xlabel, series) in zip(axes[0], panels.items()):
+        for name, points in series.items():
+            x, y, error = zip(*points)
+            axis.errorbar(x, y, error if any(error) else None, fmt="o", label=name, alpha=0.8)
+        axis.set_xlabel(xlabel)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("bits per byte of the output under plain BLT")
-    axes[1].legend()
+    axes[0][0].set_ylabel(ylabel)
+    axes[0][-1].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -319,7 +326,7 @@ def options_from(argv):
     parser.add_argument("--measure", action="store_true",
                         help="time single passes at a preset's shapes, random weights")
     parser.add_argument("--device", default="cpu", help="with --measure: cpu or cuda")
-    parser.add_argument("--plot", metavar="FILE", help="draw quality against cost, PNG or SVG")
+    parser.add_argument("--plot", metavar="FILE", type=plot_path, help="draw quality against cost, PNG or SVG")
     parser.add_argument("--json", action="store_true", help="one JSON object a row and nothing else")
     return parser.parse_args(argv)
 
@@ -348,12 +355,13 @@ def main(argv=None):
         if not options.preset:
             raise BadInput("--measure needs --preset: whose shapes to time")
         return measure_preset(options.preset, choose_device(options.device), options.json)
-    if options.plot and not options.plot.endswith((".png", ".svg")):
-        raise BadInput(f"--plot writes .png or .svg, not {options.plot}")
     model, patcher = load_model(checkpoint.find(options.checkpoint))
     rows, times = measure_checkpoint(model, patcher, read_prompts(options.prompts), options.bytes)
     if options.plot:
-        plot(rows, options.plot)
+        of_mode = lambda key: {mode: [(r[key], r["output_bits_per_byte"], 0.0) for r in rows if r["mode"] == mode]
+                               for mode in dict.fromkeys(r["mode"] for r in rows)}
+        draw_points(options.plot, "bits per byte of the output under plain BLT",
+                    {"GB a generation by Eq. 8": of_mode("bandwidth_gb"), "bytes/s": of_mode("bytes_per_second")})
     return print_json(rows) if options.json else print_measured(rows, times)
 
 

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 import checkpoint
-from data import BOS, EOS, MASK, OFFSET, PAD, decode, encode
+from data import BOS, MASK, OFFSET, PAD, decode, encode
 from layers import sees
 from patcher import Patcher, PatcherConfig, load_patcher
-from stream import Generation, Sampling, Stream, ban, distribution, draw
+from stream import Generation, Sampling, Stream, ban, distribution, draw, until_end
 from terminal import BadInput, Parser, number, paint, run, show_patches, visible
 
 SIZES = (4, 8, 16, 32)
@@ -175,9 +175,7 @@ def generate_bltd(model, patcher, prompt, max_bytes, block_size, unmask, samplin
     while True:
         block, _ = denoise(lambda cells: stream.decode(cells)[-block_size:], block_size, unmask, sampling, watch)
         stream.counters.rounds += 1
-        new = block[:max_bytes - len(ids)]
-        ended = EOS in new
-        new = new[:new.index(EOS)] if ended else new
+        new, ended = until_end(block[:max_bytes - len(ids)], sampling)
         ids += new
         if emit:
             emit(new)
@@ -200,9 +198,9 @@ def check_block_size(model, block_size):
 @torch.no_grad()
 def masked_accuracy(model, patcher, documents, block_size, stride=61):
     """How well a wholly masked block is guessed, in the layout of generation: behind the end of the text, every `stride` bytes
-    of `documents` (lists of ids) -> accuracy by position in the block (list of K), mean loss in nats a byte.
+    of `documents` (lists of ids) -> accuracy and loss in nats, each by position in the block (lists of K).
     """
-    hits, nats, count = torch.zeros(block_size), 0.0, 0
+    hits, nats, count = torch.zeros(block_size), torch.zeros(block_size), 0
     for ids in documents:
         stream, ids = Stream(model, patcher), ids.tolist()
         for start in range(stride, len(ids) - block_size, stride):
@@ -210,9 +208,9 @@ def masked_accuracy(model, patcher, documents, block_size, stride=61):
             logits = stream.decode([MASK] * block_size).float().cpu()
             truth = torch.tensor(ids[start:start + block_size])
             hits += logits.argmax(-1) == truth
-            nats += F.cross_entropy(logits, truth, reduction="sum").item()
+            nats += F.cross_entropy(logits, truth, reduction="none")
             count += 1
-    return (hits / max(1, count)).tolist(), nats / max(1, count * block_size)
+    return (hits / max(1, count)).tolist(), (nats / max(1, count)).tolist()
 
 
 # ---- the idea on a line of text

@@ -48,6 +48,8 @@ PRESETS = {
     "nano": BLTConfig(width=64, heads=2, hidden=128, decoder_layers=2, window=64, hash_rows=512, global_width=128, global_heads=2,
                       global_hidden=256, global_layers=2, global_window=32),
     "tiny": BLTConfig(),
+    # A small model's pass costs its layers' overhead, not its arithmetic: more decoder, which drafts, and less global model.
+    "reference": BLTConfig(decoder_layers=4, global_layers=3),
     "small": BLTConfig(width=384, heads=6, hidden=1024, decoder_layers=4, window=512, hash_rows=16384, global_width=768,
                        global_heads=12, global_hidden=2048, global_layers=5),
     "blt-1b": BLTConfig(width=1024, heads=16, hidden=2816, decoder_layers=9, window=512, hash_rows=500002, global_width=2048,

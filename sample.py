@@ -49,9 +49,18 @@ def unmask_rule(mode, options):
     return Unmask(rule, THRESHOLDS.get((mode, rule)) if given is None else given)
 
 
-def generate_mode(mode, model, patcher, prompt, options, emit=None, trace=None):
-    """One generation in the mode asked for; prompt: bytes -> Generation. trace: an object with `step` and `round`, or None."""
-    sampling = Sampling(options.temperature, options.top_p, options.ignore_eos, options.seed)
+def check_mode(mode, model, options):
+    """Raises BadInput where a model can't generate in that mode, or not in blocks of --block-size."""
+    if mode in ("bltd", "bltdv") or options.block_size is not None:
+        check_block_size(model, model.config.block_size if options.block_size is None else options.block_size)
+
+
+def generate_mode(mode, model, patcher, prompt, options, emit=None, trace=None, stop=()):
+    """One generation in the mode asked for; prompt: bytes -> Generation. options: what `add_generation` added to a parser.
+
+    trace: an object with `step` and `round`, or None. stop: ids that end the output.
+    """
+    sampling = Sampling(options.temperature, options.top_p, options.ignore_eos, options.seed, stop)
     args = model, patcher, encode(prompt), options.bytes
     common = dict(sampling=sampling, emit=emit, watch=trace and trace.round, paper_rounds=options.paper_rounds)
     K = model.config.block_size if options.block_size is None else options.block_size
@@ -173,15 +182,12 @@ def print_comparison(rows, model, patcher, options):
         print(f"{mode}: wins above {needed:.2f} bytes a round, an acceptance of {(needed - 1) / count:.0%} of {count} drafted")
 
 
-def options_from(argv):
-    parser = Parser(prog="sample.py", description="Generate bytes from a checkpoint.")
+def add_generation(parser):
+    """The flags of `generate_mode`, the checkpoint and the device, for this script and evaluate.py."""
     parser.add_argument("--mode", default="blt", choices=MODES, help="how to generate")
     parser.add_argument(
         "--checkpoint",
         help=f"file that train.py wrote (default: {checkpoint.DEFAULT}, else the one that comes with the project)")
-    parser.add_argument("--prompt", default="", help="text to go on with")
-    parser.add_argument("--prompt-file", nargs="+", metavar="FILE",
-                        help="files to go on with instead, any bytes; one generation each")
     parser.add_argument("--bytes", type=number(int, 1), default=256, help="most bytes to generate")
     parser.add_argument("--temperature", type=number(float, 0), default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=number(float, 0, 1, above=True), default=1.0,
@@ -201,10 +207,18 @@ def options_from(argv):
         "--paper-rounds", action="store_true",
         help="encode the decided byte before each draft, as Algorithm 1 is written: two encoder/global calls a round")
     parser.add_argument("--ignore-eos", action="store_true", help="never end before the byte budget")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+
+
+def options_from(argv):
+    parser = Parser(prog="sample.py", description="Generate bytes from a checkpoint.")
+    add_generation(parser)
+    parser.add_argument("--prompt", default="", help="text to go on with")
+    parser.add_argument("--prompt-file", nargs="+", metavar="FILE",
+                        help="files to go on with instead, any bytes; one generation each")
     parser.add_argument("--trace", action="store_true",
                         help="show unmasking steps, drafts, accepted and rejected bytes as they happen")
     parser.add_argument("--compare", action="store_true", help="run every mode on the same prompts and print one table")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--json", action="store_true",
                         help="print one JSON object a prompt (and mode) and nothing else")
     return parser.parse_args(argv)
@@ -216,8 +230,7 @@ def main(argv=None):
     model, patcher = load_model(checkpoint.find(options.checkpoint))
     device = choose_device(options.device)
     model, patcher = model.to(device), patcher.to(device)
-    if options.mode in ("bltd", "bltdv") or options.block_size is not None:
-        check_block_size(model, model.config.block_size if options.block_size is None else options.block_size)
+    check_mode(options.mode, model, options)
     if options.compare:
         rows = compare(model, patcher, prompts, options)
         if not options.json:

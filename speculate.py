@@ -10,7 +10,7 @@ import torch
 
 from data import BOS, EOS
 from diffusion import check_block_size, denoise
-from stream import Generation, Sampling, Stream, distribution, draw
+from stream import Generation, Sampling, Stream, distribution, draw, until_end
 
 
 def verify(p, drafted, q, sampling):
@@ -97,12 +97,12 @@ def speculate(model, patcher, prompt, max_bytes, drafter, count, sampling=None, 
     logits, spent = stream.prefill(text)[None], stream.counters
     began, made = time.perf_counter(), draw(distribution(logits.float().cpu(), sampling), sampling)
     while True:
-        new = made[:made.index(EOS)] if EOS in made else made
+        new, ended = until_end(made, sampling)
         text += new
         if emit:
             emit(new)
         left = max_bytes - (len(text) - 1 - len(prompt))
-        if EOS in made or left == 0:
+        if ended or left == 0:
             return Generation(text[1 + len(prompt):], spent, time.perf_counter() - began)
         if paper_rounds:
             stream.advance(text[-1:])

@@ -195,9 +195,16 @@ class Sampling:
     top_p: float = 1.0
     ignore_eos: bool = False     # never end before the byte budget
     seed: int = 0
+    stop: tuple = ()             # ids that end the output as EOS does, say that of a newline
 
     def __post_init__(self):
         self.generator = torch.Generator().manual_seed(self.seed)
+
+
+def until_end(ids, sampling):
+    """-> (ids up to the first that ends the output, whether there is one)."""
+    end = next((i for i, id_ in enumerate(ids) if id_ == EOS or id_ in sampling.stop), None)
+    return ids[:end], end is not None
 
 
 def ban(logits, sampling):
@@ -250,7 +257,7 @@ def bits_per_byte(model, patcher, documents, show=None):
 @dataclass
 class Generation:
     """What a sampler returns: what it made, and what it cost."""
-    ids: list                    # generated ids, EOS left out
+    ids: list                    # generated ids, without the one that ended them
     counters: Counters
     seconds: float               # after the prefill
 
@@ -264,8 +271,8 @@ def generate(model, patcher, prompt, max_bytes, sampling=None, emit=None):
     while len(ids) < max_bytes:
         if ids:
             logits = stream.extend(ids[-1:])[-1]
-        new = draw(distribution(logits[None], sampling), sampling)
-        if new == [EOS]:
+        new, ended = until_end(draw(distribution(logits[None], sampling), sampling), sampling)
+        if ended:
             break
         ids += new
         if emit:
@@ -280,8 +287,8 @@ def generate_uncached(model, patcher, prompt, max_bytes, sampling=None):
     for _ in range(max_bytes):
         prefix = torch.tensor(ids)
         logits = model(prefix[None], patcher.closes(prefix)[None])[0, -1:]
-        new = draw(distribution(logits, sampling), sampling)
-        if new == [EOS]:
+        new, ended = until_end(draw(distribution(logits, sampling), sampling), sampling)
+        if ended:
             break
         ids += new
     return ids[1 + len(prompt):]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import checkpoint
+import miniature
 from data import Crops, decode, default_corpus, document_ids, encode, read_corpus
 from diffusion import SIZES, Recipe, blt_d_logits, make_blocks, masked_accuracy, masked_loss
 from machine import choose_device, choose_dtype, keep_memory, product_speed
@@ -42,6 +43,7 @@ class Settings:
 SETTINGS = {
     "nano": Settings(length=128, batch=8, lr=3e-3, warmup=10),
     "tiny": Settings(),
+    "reference": Settings(),
     "small": Settings(length=512, batch=16, accumulate=2, lr=1e-3, warmup=200),
     "blt-1b": Settings(length=4096, batch=1, accumulate=128, lr=4e-4, warmup=2000),
     "blt-3b": Settings(length=4096, batch=1, accumulate=256, lr=4e-4, warmup=2000),
@@ -49,6 +51,7 @@ SETTINGS = {
 PATCHERS = {
     "nano": PatcherConfig(width=32, layers=1, heads=1, hidden=64, window=32),
     "tiny": PatcherConfig(),
+    "reference": PatcherConfig(),
     "small": PatcherConfig(width=256, layers=4, heads=4, hidden=768, window=128),
     "blt-1b": PatcherConfig(width=768, layers=14, heads=12, hidden=2048, window=512),
     "blt-3b": PatcherConfig(width=768, layers=14, heads=12, hidden=2048, window=512),
@@ -166,6 +169,11 @@ def patcher_loss(patcher):
     return loss_of
 
 
+def corpus_of(data):
+    """The corpus that --data names: None the default one, ["miniature"] the generated tasks, else files and folders."""
+    return default_corpus() if data is None else miniature.corpus() if data == ["miniature"] else read_corpus(data)
+
+
 class Run:
     """One training run: what the command line asked for, what has been made so far, and the file it is kept in."""
 
@@ -179,7 +187,7 @@ class Run:
             raise BadInput(f"{options.resume} was made for generating only: it holds no optimiser to resume")
         of_this_machine = ("out", "resume", "device")
         self.asked = asked = saved["asked"] if saved else {k: v for k, v in vars(options).items() if k not in of_this_machine}
-        self.corpus = default_corpus() if asked["data"] is None else read_corpus(asked["data"])
+        self.corpus = corpus_of(asked["data"])
         print(self.corpus.describe())
         if saved and saved["corpus"]["sha256"] != self.corpus.sha256:
             raise BadInput("the corpus is not the one this run began with: its hash has changed")
@@ -323,12 +331,13 @@ class Run:
         if self.recipe.block_size:
             peek = [d[:4000] for d in self.held_out[:20]]
             accuracy, nats = masked_accuracy(self.model, self.patcher, peek, self.recipe.block_size)
-            self.results |= {"masked_accuracy": accuracy, "masked_bits_per_byte": nats / math.log(2)}
+            masked_bits = sum(nats) / len(nats) / math.log(2)
+            self.results |= {"masked_accuracy": accuracy, "masked_bits_per_byte": masked_bits}
         self.save(self.optimizer)
         print(f"validation: {self.results['validation_bits_per_byte']:.3f} bits per byte "
               f"on {sum(map(len, self.held_out)):,} held-out bytes")
         if self.recipe.block_size:
-            print(f"wholly masked blocks of {self.recipe.block_size}: {nats / math.log(2):.3f} bits per byte, "
+            print(f"wholly masked blocks of {self.recipe.block_size}: {masked_bits:.3f} bits per byte, "
                   "right by position in the block: " + " ".join(f"{share:.0%}" for share in accuracy))
         print(f"\n{self.sample().decode('utf-8', 'replace')}\n")
         print(f"{(time.perf_counter() - self.began) / 60:.1f} minutes; wrote {self.out}")
@@ -337,7 +346,7 @@ class Run:
 def options_from(argv):
     parser = Parser(prog="train.py", description="Train a Byte Latent Transformer on any text.")
     parser.add_argument("--data", nargs="+", metavar="PATH",
-                        help="files and folders to train on; default: Python's standard library")
+                        help="files and folders to train on, or `miniature`: tasks of evaluate.py; default: Python's standard library")
     parser.add_argument("--preset", default="tiny", choices=PRESETS, help="size of the model")
     parser.add_argument("--minutes", type=number(float, 0, above=True), default=8.8,
                         help="time for everything, fixed as a number of steps from the first timed ones")
