@@ -94,7 +94,7 @@ def held_out_texts(options):
         corpus = corpus_of(options.data)
         return [data for _, data in corpus.documents], corpus.origin
     saved = checkpoint.load(checkpoint.find(options.checkpoint))
-    corpus = corpus_of(saved.get("asked", {}).get("data"))
+    corpus = corpus_of(saved["data"] if "data" in saved else saved["asked"]["data"])
     if corpus.sha256 != saved["corpus"]["sha256"]:
         print(f"note: {corpus.origin} differs from what this checkpoint was trained on; some of it may not be held out",
               file=sys.stderr)

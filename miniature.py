@@ -15,7 +15,7 @@ from terminal import BadInput
 
 HELD_OUT_SHARE = 0.1
 EXAMPLES_A_DOCUMENT = 24
-DOCUMENTS = {"fr-en": 400, "de-en": 400, "code": 1200}  # about as many bytes of each
+DOCUMENTS = {"fr-en": 600, "de-en": 600, "code": 700}
 TASKS = tuple(DOCUMENTS)
 LANGUAGES = {"fr": "French", "de": "German"}
 
@@ -69,7 +69,7 @@ def spell(number, language):
 def draw_pair(pick, language, held_out):
     """A phrase with a number in it, `language` to English; pick(n) draws from 0..n-1."""
     while True:
-        number = 2 + pick(10 ** (1 + pick(4)) - 2)
+        number = 2 + pick(10 ** (1 + pick(3)) - 2)
         if (number >= 100 and is_held_out(number)) == held_out:
             break
     frame, second = FRAMES[pick(len(FRAMES))], {"fr": 1, "de": 2}[language]

@@ -2,11 +2,12 @@
 import json
 import lzma
 import math
+import sys
 
 import pytest
 import torch
 from conftest import make_models
-from test_scripts import refused, script
+from test_scripts import refused
 
 import evaluate
 import miniature
@@ -18,6 +19,7 @@ from items import Choice, Pair, Program, as_bytes
 from likelihood import choice_log_likelihoods, cloze
 from speculate import generate_bltdv, generate_blts, generate_lookup
 from stream import Sampling, generate, generate_uncached
+from terminal import BadInput
 
 
 def test_likelihood_is_the_slow_sum():
@@ -139,3 +141,13 @@ def test_bad_input_is_one_clear_line(trained_file, tmp_path):
     }
     for arguments, words in expected.items():
         assert words in refused(*arguments, cwd=tmp_path), arguments
+
+
+def test_optional_packages_are_asked_for_by_name(monkeypatch):
+    """What only the evaluations need is no requirement of the rest."""
+    monkeypatch.setitem(sys.modules, "num2words", None)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(BadInput, match="needs? num2words: pip install -r requirements-dev.txt"):
+        miniature.spell(123456, "fr")
+    with pytest.raises(BadInput, match="sacrebleu: pip install -r requirements-dev.txt"):
+        translation_score(["a"], [Pair("b", "c")])

@@ -6,7 +6,8 @@ import torch
 
 import checkpoint
 import train
-from model import BLT, PRESETS
+from model import BLT, PRESETS, load_model
+from patcher import mean_patch
 from terminal import BadInput
 from train import Settings, learning_rate, make_optimizer
 
@@ -105,3 +106,24 @@ def test_only_matrices_of_linear_maps_decay():
 
 def test_training_learns(trained_file):
     assert checkpoint.load(trained_file)["results"]["validation_bits_per_byte"] < 4.5
+
+
+def test_export_is_small_calibrated_and_generates(trained_file, tmp_path):
+    """Half the bytes of the weights and nothing else; θ fits the rounded entropy model; it generates but can't be resumed."""
+    import export
+    import sample
+    from data import document_ids
+    small = tmp_path / "small.pt"
+    export.main([str(trained_file), str(small)])
+    whole, saved = checkpoint.load(trained_file), checkpoint.load(small)
+    assert {t.dtype for part in ("model", "patcher") for t in saved[part].values()} == {torch.float16}
+    assert small.stat().st_size < 0.55 * sum(4 * t.numel() for part in ("model", "patcher") for t in whole[part].values()) + 40_000
+    model, patcher = load_model(small)
+    held_out = [document_ids(d) for d in train.corpus_of(whole["asked"]["data"]).split()[1]]
+    assert mean_patch([patcher.closes(ids) for ids in held_out]) == pytest.approx(4.0, abs=0.2) == saved["results"]["mean_patch_held_out"]
+    assert saved["results"]["validation_bits_per_byte"] == pytest.approx(whole["results"]["validation_bits_per_byte"], abs=0.05)
+    sample.main(["--mode", "bltdv", "--checkpoint", str(small), "--bytes", "8"])
+    with pytest.raises(BadInput, match="no optimiser"):
+        train.main(["--resume", str(small)])
+    with pytest.raises(BadInput, match="no finished training run"):
+        export.main([str(small), str(tmp_path / "again.pt")])
