@@ -281,6 +281,8 @@ def measure_preset(name, device, as_json):
 
 def plot_path(path):
     """An argparse type: a file that matplotlib can be asked to write."""
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise argparse.ArgumentTypeError(f"there is no folder {os.path.dirname(path)} to write {path} in")
     if not path.endswith((".png", ".svg")):
         raise argparse.ArgumentTypeError(f"plots are written as .png or .svg, not {path}")
     return path

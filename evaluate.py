@@ -176,6 +176,12 @@ def evaluate_diversity(model, patcher, options):
     passes, ratios = ([row[key] for row in rows] for key in ("decoder_nfes_per_byte", "type_token_ratio"))
     constant = len(set(passes)) == 1 or len(set(ratios)) == 1
     correlation = None if constant else float(np.corrcoef(passes, ratios)[0, 1])
+    if options.json:
+        for row in rows:
+            print(json.dumps(row))
+        print(json.dumps({"task": "diversity", "correlation": correlation}))
+    else:
+        print_diversity(rows, correlation)
     if options.plot:
         points = {
             f"top-p {p}": [(r["decoder_nfes_per_byte"], r["type_token_ratio"], r["type_token_ratio_se"]) for r in rows
@@ -183,17 +189,16 @@ def evaluate_diversity(model, patcher, options):
             for p in (0.8, 0.9, 1.0)
         }
         draw_points(options.plot, "word type-token ratio", {"decoder NFEs a byte": points})
-    if options.json:
-        for row in rows:
-            print(json.dumps(row))
-        return print(json.dumps({"task": "diversity", "correlation": correlation}))
+
+
+def print_diversity(rows, correlation):
     print(
         table(["γ, top-p", "type-token ratio", "decoder NFEs/B", "bytes", "bytes/s"], [[
             f"{r['gamma']} {r['top_p']}", f"{r['type_token_ratio']:.3f} ± {r['type_token_ratio_se']:.3f}",
             f"{r['decoder_nfes_per_byte']:.3f}", r["new_bytes"], f"{r['bytes_per_second']:.0f}"
         ] for r in rows]))
     print("\ncorrelation of type-token ratio and decoder NFEs a byte over the settings: " +
-          ("none, one of them is constant" if constant else f"{correlation:.2f}"))
+          ("none, one of them is constant" if correlation is None else f"{correlation:.2f}"))
 
 
 # ---- Figure 7 in small
@@ -204,17 +209,21 @@ def runners_of(paths, options):
     runners = []
     for path in paths:
         model, patcher = (part.to(choose_device(options.device)) for part in load_model(path))
-        K = model.config.block_size
+        K = model.config.block_size and (options.block_size or model.config.block_size)
         plain, blocks = {"blt": "BLT", "blts": f"BLT-S k={options.window}"}, {"bltd": f"BLT-D-{K}", "bltdv": f"BLT-DV-{K}"}
         runners += [Runner(name, model, patcher, mode, options) for mode, name in (blocks if K else plain).items()]
+    names = [runner.name for runner in runners]
+    if len(set(names)) < len(names) or "BLT" not in names:
+        raise BadInput(f"--checkpoints makes {', '.join(names)}: give one plain BLT (K = 0) and one model for each block size")
     return sorted(runners, key=lambda r: r.model.config.block_size)
 
 
 def evaluate_miniature(options):
     """Score and cost of every checkpoint and mode on the three generated tasks."""
     runners = runners_of(options.checkpoints, options)
-    for runner in runners:
+    for runner in (r for r in runners if r.model.config.block_size):
         check_mode(runner.mode, runner.model, options)
+    for runner in runners:
         runner.answer("warm-up", ("\n",))
     rows, made = [{"task": "miniature", "name": r.name, "mode": r.mode, "block_size": r.model.config.block_size}
                   for r in runners], [[] for _ in runners]
@@ -235,14 +244,18 @@ def evaluate_miniature(options):
         row["score_se"] = math.sqrt(sum(row[key + "_se"] ** 2 for key in exact)) / len(exact)
         row["decrease"] = 1 - row["gb_per_kilobyte"] / rows[0]["gb_per_kilobyte"]
         row["ratio"] = row["bytes_per_second"] / rows[0]["bytes_per_second"]
+    if options.json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        print_miniature(rows, options)
     if options.plot:
         points = lambda key: {row["name"]: [(row[key], row["score"], row["score_se"])] for row in rows}
         draw_points(options.plot, "right answers, %",
                     {"MB a byte by Eq. 8": points("gb_per_kilobyte"), "bytes/s": points("bytes_per_second")})
-    if options.json:
-        for row in rows:
-            print(json.dumps(row))
-        return
+
+
+def print_miniature(rows, options):
     scores = ("fr-en_exact", "fr-en_bleu", "de-en_exact", "de-en_bleu", "code_pass@1")
     shown = lambda row, key: f"{row[key]:.1f} ± {row[key + '_se']:.1f}" if key in row else "not run"
     header = ["", "fr-en exact", "BLEU", "de-en exact", "BLEU", "code pass@1", "dec/B", "enc+glob/B", "patcher/B", "MB/B",
@@ -289,14 +302,14 @@ def options_from(argv):
     task.add_argument("--items", **folder)
     task.add_argument("--data", **data)
     task = add("translate", 200, "items",
-               "Translation into English, four worked examples, greedy unless told otherwise.")
+               "Translation into English, four worked examples, greedy unless told otherwise.", bytes=512)
     task.add_argument("--set", default="fr-en", **sets(TASKS[:2], TRANSLATIONS))
     task.add_argument("--items", **folder)
     task = add(
         "code", 200, "items",
         "pass@1 of programs that the model completes. They run in a process of their own, with limits on time, "
         "memory, files and processes. That ends accidents; it is NO SECURITY SANDBOX. Run models that you do not trust "
-        "in a container or virtual machine.")
+        "in a container or virtual machine.", bytes=1024)
     task.add_argument("--set", default="code", **sets(TASKS[2:], PROGRAMS))
     task.add_argument("--items", **folder)
     task.add_argument("--allow-code-execution", **allow)

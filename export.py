@@ -23,7 +23,9 @@ def main(argv=None):
     parser.add_argument("target", help="file to write")
     options = parser.parse_args(argv)
     saved = checkpoint.load(options.source)
-    if "asked" not in saved or not saved["model"]:
+    if os.path.exists(options.target) and os.path.samefile(options.source, options.target):
+        raise BadInput(f"{options.target} would replace what it is made of: give another file to write")
+    if "asked" not in saved or "validation_bits_per_byte" not in saved["results"]:
         raise BadInput(f"{options.source} is no finished training run: give a checkpoint that train.py wrote to its end")
     corpus = corpus_of(saved["asked"]["data"])
     if corpus.sha256 != saved["corpus"]["sha256"]:

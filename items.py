@@ -9,6 +9,7 @@ import glob
 import gzip
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from itertools import islice
 
@@ -70,7 +71,7 @@ def lines_of(path, opener=open):
         with opener(path, "rt", encoding="utf-8", newline="\n") as file:
             for line in file:
                 yield line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError, EOFError) as problem:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as problem:
         raise BadInput(f"can't read the items in {path}: {problem}; --items names the folder that holds them") from None
 
 
@@ -84,11 +85,19 @@ def objects_of(path, opener=open):
 
 
 def checked(read):
-    """A reader that turns missing fields and cut-off items into one clear line."""
+    """A reader that turns missing fields, fields of another kind and cut-off items into one clear line."""
     def reader(folder):
         try:
-            yield from read(folder)
-        except (KeyError, IndexError, ValueError, TypeError) as problem:
+            for item in read(folder):
+                if isinstance(item, Choice):
+                    texts = item.query, *item.choices
+                    if not 0 <= item.gold < len(item.choices):
+                        raise ValueError(f"answer {item.gold} of {len(item.choices)} choices")
+                else:
+                    texts = item.prompt, item.solution, item.tests
+                as_bytes("".join(texts))
+                yield item
+        except (KeyError, IndexError, ValueError, TypeError, csv.Error) as problem:
             raise BadInput(f"the items of {read.__name__.removeprefix('read_')} in {folder} have another form than expected "
                            f"({type(problem).__name__}: {problem})") from None
     return reader
@@ -99,8 +108,8 @@ def checked(read):
 def answered(path):
     """Choices of answers to a question, without the doubles that pad some items; the first of equal ones stays."""
     for item in objects_of(path):
-        kept = list(dict.fromkeys(item["choices"]))
-        yield Choice(item["query"] + "\nAnswer:", [" " + c for c in kept], kept.index(item["choices"][item["gold"]]))
+        known, kept = dict(enumerate(item["choices"])), list(dict.fromkeys(item["choices"]))
+        yield Choice(item["query"] + "\nAnswer:", [" " + c for c in kept], kept.index(known[item["gold"]]))
 
 
 @checked

@@ -34,7 +34,7 @@ FRAMES = [("{}", "{}", "{}"), ("I see {}", "je vois {}", "ich sehe {}"), ("we ha
           ("there are {}", "il y a {}", "es gibt {}"), ("she buys {}", "elle achète {}", "sie kauft {}"),
           ("he sells {}", "il vend {}", "er verkauft {}")]
 
-# What functions are tried on: enough to tell every constant from 2 to 99 from every other.
+# What functions are tried on: enough to tell the constants 2 to 99 from each other, but where no x lies between a and b < a.
 NUMBERS, LISTS = ("range(-3, 4)", "range(4, 101)"), ("[[], [3], [60, 2, 31]]", "[list(range(101)), list(range(99, 0, -4))]")
 # what the function does, its body, what to try it on; a and b are numbers
 FUNCTIONS = [("x plus {a}", "x + {a}", NUMBERS), ("x minus {a}", "x - {a}", NUMBERS), ("x times {a}", "x * {a}", NUMBERS),
@@ -100,9 +100,11 @@ def draw_items(task, count, held_out, seed):
     generator = torch.Generator().manual_seed(len(TASKS) * seed + TASKS.index(task))
     pick = lambda n: int(torch.randint(n, (), generator=generator))
     draw = lambda: draw_program(pick, held_out) if task == "code" else draw_pair(pick, task[:2], held_out)
-    items = {}
+    items, tries = {}, 0
     while len(items) < count:
-        item = draw()
+        item, tries = draw(), tries + 1
+        if tries > 100 * count + 1000:
+            raise BadInput(f"there are no {count} different test items of {task}: give a smaller --limit")
         items.setdefault(str(item) if held_out else len(items), item)
     return list(items.values())
 

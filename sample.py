@@ -192,7 +192,7 @@ def add_generation(parser):
     parser.add_argument("--temperature", type=number(float, 0), default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=number(float, 0, 1, above=True), default=1.0,
                         help="draw from the fewest bytes that hold this much probability")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--seed", type=number(int, 0, 2 ** 63 - 1), default=0, help="of the draws")
     parser.add_argument("--window", type=number(int, 1, 64), default=8,
                         help="k, bytes that blts and lookup draft a round")
     parser.add_argument("--block-size", type=int,

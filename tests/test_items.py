@@ -82,6 +82,16 @@ def test_missing_or_foreign_items_are_one_clear_line(name, folder, tmp_path_fact
         everything(reader(folder))
 
 
+@pytest.mark.parametrize("name, file, text", [
+    ("arc-easy", "arc_easy.jsonl", '{"query": "Q \\ud800?", "choices": ["a", "b"], "gold": 0}'), ("piqa", "piqa_valid-labels.lst", "7"),
+    ("arc-challenge", "arc_challenge.jsonl", '{"query": "Q", "choices": ["a", null], "gold": 0}'), ("mmlu", "mmlu/test/sums_test.csv", "x" * 200_000),
+    ("mmlu", "mmlu/test/sums_test.csv", "a,b,c,d,e,F"), ("arc-easy", "arc_easy.jsonl", '{"query": "Q", "choices": ["a", "b"], "gold": -1}')])
+def test_damaged_items_are_one_clear_line(name, file, text, folder):
+    (folder / file).write_text(text + "\n")
+    with pytest.raises(BadInput, match="another form"):
+        list(CHOICES[name](folder))
+
+
 def test_miniature_tests_what_training_never_showed():
     """Numbers from 100 on and descriptions are apart; the same call makes the same items; reference bodies pass their tests."""
     assert miniature.spell(1204, "fr") == "mille deux cent quatre"
