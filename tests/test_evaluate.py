@@ -139,7 +139,7 @@ def test_bad_input_is_one_clear_line(trained_file, tmp_path):
         ("evaluate.py", "miniature", "--checkpoints", "gone.pt"): "no checkpoint", ("evaluate.py", "diversity", "--plot", "x.gif", *known): ".png or .svg",
         ("evaluate.py", "miniature", "--checkpoints", trained_file, trained_file): "one plain BLT",
         ("evaluate.py", "diversity", "--plot", "no/folder.png", *known): "no folder no", ("evaluate.py", "translate", "--seed", "9" * 30, *known): "outside",
-        ("evaluate.py", "translate", "--limit", "5000", *known): "smaller --limit", ("export.py", trained_file, trained_file): "replace what it is made of",
+        ("export.py", trained_file, trained_file): "replace what it is made of",
         ("evaluate.py", "translate", "--mode", "bltd", "--block-size", "32", *known): "up to 8 bytes, not 32",
     }
     for arguments, words in expected.items():

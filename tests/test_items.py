@@ -110,6 +110,12 @@ def test_miniature_tests_what_training_never_showed():
         assert run_program(item.prompt + item.solution.replace("x", "x and x") + "\n0/0" + item.tests) == "failed"
 
 
+def test_more_test_items_than_there_are_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(miniature, "FUNCTIONS", miniature.FUNCTIONS[:1])
+    with pytest.raises(BadInput, match="smaller --limit"):
+        miniature.draw_items("code", 90, held_out=True, seed=0)
+
+
 def test_every_constant_of_a_generated_program_matters():
     """A body with a neighbouring constant fails the asserts (those of one body can't be told by short lists)."""
     for item in miniature.draw_items("code", 400, held_out=True, seed=5)[::40]:
