@@ -274,6 +274,6 @@ def load_model(path):
     model.load_state_dict({name: tensor.float() for name, tensor in saved["model"].items()})
     patcher.load_state_dict({name: tensor.float() for name, tensor in saved["patcher"].items()})
     for linear in (m for part in (model, patcher) for m in part.modules() if isinstance(m, nn.Linear)):
-        # The same numbers column by column: a pass over a single row then reads them from memory twice as fast on a CPU.
+        # The same numbers, laid out column by column: on a CPU, products with a single row are quicker that way.
         linear.weight.data = linear.weight.data.t().contiguous().t()
     return model.eval(), patcher.eval()
