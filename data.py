@@ -1,7 +1,14 @@
-"""Bytes in: ids, the default corpus, anyone's files and folders, the train/validation split.
+"""Bytes in: ids, the default corpus, anyone's files and folders, the split, training crops.
 
-A document is BOS + bytes + EOS. Letters in shape comments: B batch, N byte positions.
+A document is BOS + bytes + EOS. Run it to see what would be trained on:
+
+    python data.py                  # the default corpus
+    python data.py my_notes/        # files and folders of yours
+
+Letters in shape comments: B batch, N byte positions.
 """
+
+import functools
 import hashlib
 import os
 import sys
@@ -10,15 +17,19 @@ from dataclasses import dataclass, field
 
 import torch
 
-from terminal import BadInput
+from support.terminal import BadInput, Parser, run, visible
 
-PAD, BOS, EOS, MASK = 0, 1, 2, 3  # the official vocabulary leaves id 3 unused; MASK takes it, so that shapes agree
-OFFSET = 4                        # byte b is id b + 4
+# The official vocabulary leaves id 3 unused; MASK takes it, so that official weights keep their
+# shapes. Byte b is id b + OFFSET.
+PAD, BOS, EOS, MASK = 0, 1, 2, 3
+OFFSET = 4
 VOCAB = 256 + OFFSET
 
 # Folders of the standard library that are tests, GUI programs, tables or gone from newer Pythons.
-NOT_IN_CORPUS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "idlelib", "tkinter", "turtledemo",
-                 "encodings", "lib2to3", "distutils", "msilib", "__pycache__"}
+NOT_IN_CORPUS = {
+    *("test", "tests", "idle_test", "site-packages", "dist-packages", "idlelib", "tkinter"),
+    *("turtledemo", "encodings", "lib2to3", "distutils", "msilib", "__pycache__"),
+}
 VALIDATION_SHARE = 0.05
 
 
@@ -32,9 +43,22 @@ def decode(ids):
     return bytes(i - OFFSET for i in ids if i >= OFFSET)
 
 
+def document_ids(data):
+    """The bytes of one document -> ids (N,) int16: BOS + bytes + EOS."""
+    ids = torch.empty(len(data) + 2, dtype=torch.int16)
+    ids[0], ids[-1] = BOS, EOS
+    if data:
+        ids[1:-1] = torch.frombuffer(bytearray(data), dtype=torch.uint8).short() + OFFSET
+    return ids
+
+
+# ---- corpora
+
+
 @dataclass
 class Corpus:
     """Named documents and what identifies them."""
+
     documents: list = field(repr=False)  # of (name, bytes), sorted by name
     origin: str = ""
 
@@ -43,40 +67,54 @@ class Corpus:
         """Bytes in all documents together."""
         return sum(len(data) for _, data in self.documents)
 
-    @property
+    @functools.cached_property
     def sha256(self):
-        """Hash over names and contents: two runs that print the same one trained on the same bytes."""
+        """Hash over names and contents: runs that print the same one trained on the same bytes."""
         digest = hashlib.sha256()
         for name, data in self.documents:
-            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + len(data).to_bytes(8, "little") + data)
+            digest.update(name_bytes(name) + b"\0" + len(data).to_bytes(8, "little") + data)
         return digest.hexdigest()
 
     def describe(self):
         """One line that identifies the corpus."""
-        return f"{self.origin}: {len(self.documents)} documents, {self.size:,} bytes, sha256 {self.sha256[:16]}"
+        return (
+            f"{self.origin}: {len(self.documents)} documents, {self.size:,} bytes, "
+            f"sha256 {self.sha256[:16]}"
+        )
 
     def split(self):
         """-> (train, validation), lists of bytes.
 
-        Whole documents are told apart by a hash of their name (95/5), so the split never depends on order or on seeds.
-        Where that leaves either side without its share (few documents), the last 5 % of each document is held out instead.
+        A hash of its name decides for each document (95/5). Where that leaves either side without
+        its share (few documents), the last 5 % of each document is held out instead.
         """
         train, held_out = [], []
         for name, data in self.documents:
-            chance = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2 ** 64
-            (held_out if chance < VALIDATION_SHARE else train).append(data)
+            (held_out if name_chance(name) < VALIDATION_SHARE else train).append(data)
         share = sum(map(len, held_out)) / max(1, self.size)
         if not VALIDATION_SHARE / 2 <= share <= VALIDATION_SHARE * 4:
-            cuts = [len(data) - max(1, int(len(data) * VALIDATION_SHARE)) for _, data in self.documents]
-            train = [data[:cut] for (_, data), cut in zip(self.documents, cuts)]
-            held_out = [data[cut:] for (_, data), cut in zip(self.documents, cuts)]
+            train, held_out = [], []
+            for _, data in self.documents:
+                cut = len(data) - max(1, int(len(data) * VALIDATION_SHARE))
+                train.append(data[:cut])
+                held_out.append(data[cut:])
         return [d for d in train if d], [d for d in held_out if d]
 
 
-def default_corpus():
-    """The running Python's own standard library: every `.py` file (about 7.7 MB) and the prose of its language reference.
+def name_bytes(name):
+    """A file name as bytes, those that are no UTF-8 too."""
+    return name.encode("utf-8", "surrogateescape")
 
-    Needs no download. Differs a little between Python versions: results name its hash.
+
+def name_chance(name):
+    """A number in [0, 1) that only the name decides."""
+    return int.from_bytes(hashlib.sha256(name_bytes(name)).digest()[:8], "big") / 2**64
+
+
+def default_corpus():
+    """The running Python's own standard library: every `.py` file and its language reference.
+
+    Needs no download. Differs a little between Python versions, so results name its hash.
     """
     root = sysconfig.get_paths()["stdlib"]
     documents = []
@@ -90,77 +128,129 @@ def default_corpus():
                     documents.append((relative, file.read()))
     try:
         from pydoc_data.topics import topics
+
         documents += [(f"pydoc_data/topics/{name}", text.encode()) for name, text in topics.items()]
     except ImportError:
         pass  # some distributions leave it out; the corpus is then that much smaller
     documents = sorted((name, data) for name, data in documents if data)
-    return Corpus(documents, f"standard library of Python {sys.version_info.major}.{sys.version_info.minor}")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return Corpus(documents, f"standard library of Python {version}")
+
+
+def files_below(path):
+    """A file, or every visible file below a folder -> list of (name, path)."""
+    if not os.path.exists(path):
+        raise BadInput(f"no such file or folder: {path}")
+    if not os.path.isdir(path):
+        return [(os.path.basename(path), path)]
+    found = []
+    for folder, subfolders, names in os.walk(path):
+        subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                whole = os.path.join(folder, name)
+                found.append((os.path.relpath(whole, path).replace(os.sep, "/"), whole))
+    return found
 
 
 def read_corpus(paths):
-    """Files, and folders with every regular file below them (hidden ones left out), as they are: any bytes.
+    """Files, and folders with every visible regular file below them, as they are: any bytes.
 
-    Raises BadInput for a path that does not exist or can't be read, and for a corpus with fewer than two bytes.
+    Raises BadInput for what does not exist, can't be read, or has fewer than two bytes in all.
     """
     documents = []
-    for path in paths:
-        if os.path.isdir(path):
-            for folder, subfolders, names in os.walk(path):
-                subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
-                documents += [(os.path.relpath(os.path.join(folder, n), path), os.path.join(folder, n))
-                              for n in sorted(names) if not n.startswith(".")]
-        elif os.path.exists(path):
-            documents.append((os.path.basename(path), path))
-        else:
-            raise BadInput(f"no such file or folder: {path}")
     try:
-        contents = []
-        for name, path in documents:
+        for name, path in [found for given in paths for found in files_below(given)]:
             if os.path.isfile(path):
                 with open(path, "rb") as file:
-                    contents.append((name.replace(os.sep, "/"), file.read()))
+                    documents.append((name, file.read()))
     except OSError as problem:
         raise BadInput(f"can't read {problem.filename}: {problem.strerror}") from None
-    corpus = Corpus(sorted((name, data) for name, data in contents if data), ", ".join(map(str, paths)))
+    origin = ", ".join(map(str, paths))
+    corpus = Corpus(sorted((name, data) for name, data in documents if data), origin)
     if corpus.size < 2:
-        raise BadInput(f"nothing to train on in {corpus.origin}: {corpus.size} bytes; give files with text in them")
+        raise BadInput(
+            f"nothing to train on in {origin}: {corpus.size} bytes; give files with text in them"
+        )
     return corpus
 
 
-def document_ids(data):
-    """Bytes of one document -> ids (N,) int64: BOS + bytes + EOS."""
-    body = torch.frombuffer(bytearray(data), dtype=torch.uint8).long() + OFFSET if data else torch.empty(0, dtype=torch.long)
-    return torch.cat([torch.tensor([BOS]), body, torch.tensor([EOS])])
+def corpus_of(paths):
+    """The corpus that `--data` names: files and folders, or the default one for None."""
+    return default_corpus() if paths is None else read_corpus(paths)
+
+
+# ---- training crops
 
 
 class Crops:
-    """Training crops of equal length from packed documents, in an order that only (seed, index) decides.
+    """Training crops of equal length from packed documents, in an order (seed, index) decides.
 
-    Every epoch shifts the grid by a random phase and visits each crop once, so a run's data position is one number:
-    how many crops it has taken.
+    Every epoch shifts the grid by a random phase and visits each crop once, so a run's position
+    in its data is one number: how many crops it has taken.
     """
 
     def __init__(self, ids, closes, length, seed):
-        """ids, closes: (total,) packed documents and where their patches close; length: positions predicted in a crop."""
+        """ids (total,) packed documents, closes (total,) where their patches close.
+
+        length: positions predicted in a crop. Raises BadInput for less text than two crops.
+        """
         self.ids, self.closes, self.length, self.seed = ids, closes, length, seed
-        self.per_epoch = (len(ids) - 1) // length - 1  # one less than fits leaves room for the phase
+        self.per_epoch = (len(ids) - 1) // length - 1  # one less than fits leaves room for a phase
         if self.per_epoch < 1:
-            raise BadInput(f"the training text has {len(ids)} ids, less than two windows of {length}: give more text or a smaller preset")
-        self.order = (-1, None, 0)  # the epoch at hand: its number, its permutation and its phase
+            raise BadInput(
+                f"the training text has {len(ids)} ids, less than two windows of {length}: "
+                "give more text or a smaller preset"
+            )
+        self.epoch, self.permutation, self.phase = -1, None, 0
 
     def start(self, index):
         """Where crop number `index` of the run begins."""
         epoch, place = divmod(index, self.per_epoch)
-        if self.order[0] != epoch:
-            rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            permutation = torch.randperm(self.per_epoch, generator=rng).tolist()
-            self.order = (epoch, permutation, int(torch.randint(self.length, (), generator=rng)))
-        return self.order[1][place] * self.length + self.order[2]
+        if self.epoch != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self.permutation = torch.randperm(self.per_epoch, generator=generator).tolist()
+            self.phase = int(torch.randint(self.length, (), generator=generator))
+            self.epoch = epoch
+        return self.permutation[place] * self.length + self.phase
 
     def batch(self, first, size):
-        """Crops first..first+size-1 -> ids (B, N+1) and closes (B, N); a crop's first byte closes its own patch, as BOS does."""
+        """Crops first..first + size - 1 -> ids (B, N + 1) int64 and closes (B, N) bool."""
         starts = [self.start(first + i) for i in range(size)]
-        ids = torch.stack([self.ids[s:s + self.length + 1] for s in starts]).long()          # (B, N+1)
-        closes = torch.stack([self.closes[s:s + self.length] for s in starts])               # (B, N)
-        closes[:, 0] = True
+        # (B, N + 1) and (B, N)
+        ids = torch.stack([self.ids[s : s + self.length + 1] for s in starts]).long()
+        closes = torch.stack([self.closes[s : s + self.length] for s in starts])
+        closes[:, 0] = True  # a crop's first byte closes its own patch, as BOS does
         return ids, closes
+
+    def generators(self, first, size):
+        """A random generator for each crop, so that its corruption is the same in any batch."""
+        generators = []
+        for index in range(first, first + size):
+            digest = hashlib.sha256(f"{self.seed} {index}".encode()).digest()
+            seed = int.from_bytes(digest[:8], "big") >> 1
+            generators.append(torch.Generator().manual_seed(seed))
+        return generators
+
+
+# ---- run: what would be trained on
+
+
+def options_from(argv):
+    parser = Parser(prog="data.py", description="Describe a corpus and how it is split.")
+    parser.add_argument("paths", nargs="*", help="files and folders (default: the default corpus)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    corpus = corpus_of(options_from(argv).paths or None)
+    print(corpus.describe())
+    for name, part in zip(("training", "held out"), corpus.split()):
+        print(f"{name}: {len(part)} documents, {sum(map(len, part)):,} bytes")
+    name, data = corpus.documents[0]
+    ids = document_ids(data).tolist()
+    print(f"{name} begins {visible(data[:40])}\nas ids: {ids[:8]} ... {ids[-2:]}")
+
+
+if __name__ == "__main__":
+    run(main)

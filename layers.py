@@ -1,73 +1,163 @@
-"""What the patcher and the model share: who sees whom, RoPE, the Transformer layer, cross-attention and the KV cache.
+"""Who sees whom, RoPE, the Transformer layer, cross-attention and the KV cache.
 
-Letters in shape comments: B batch, N rows (bytes, or patches), S rows seen, D width, H heads, C = D / H head width.
+Patcher, encoder, global model and decoder are all made of these pieces. Run it to see the
+attention rule as a picture of clean rows and one block:
+
+    python layers.py
+
+Letters in shape comments: B batch, N rows (bytes, or patches), S rows seen, P rows of blocks,
+D width, H heads, C = D / H head width.
 """
+
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from support.show import draw_rows
+from support.terminal import Parser, run
+
+# ---- who sees whom
+
+
+def in_window(key, start, window):
+    """Is `key` one of the `window` positions before `start`?"""
+    return (key < start) & (key >= start - window)
+
+
+def causal(query, key, window):
+    """May the clean row at `query` read that at `key`? Positions (N, 1), (1, S) -> bool (N, S)."""
+    return in_window(key, query + 1, window)
+
 
 def sees(query, query_block, key, key_block, window):
-    """The attention rule of every causal and every block-diffusion row (BLT §3; Fast BLT §3.2), as a pure predicate.
+    """The attention rule of clean rows and of the rows of blocks (Fast BLT §3.2) -> bool.
 
-    query, key: byte positions (any shapes that broadcast, e.g. (N, 1) and (1, S)). query_block, key_block: where the
-    row's block starts, or -1 for a clean row. A clean row is the case of a "block" that starts right after itself.
-    Returns a bool tensor: may the query's row read the key's row?
+    query, key: byte positions; query_block, key_block: where the row's block starts, or -1 for a
+    clean row; shapes broadcast. Nobody reads a block but its own rows, and a block reads only what
+    was there before it: a clean row from its start on would hold its answer.
     """
     clean_query, clean_key = query_block < 0, key_block < 0
-    start = torch.where(clean_query, query + 1, query_block)  # the first position whose clean row must stay hidden
-    past = clean_key & (key < start) & (key >= start - window)
+    # The first position whose clean row must stay hidden.
+    start = torch.where(clean_query, query + 1, query_block)
+    past = clean_key & in_window(key, start, window)
     own_block = ~clean_query & (key_block == query_block)
     return past | own_block
 
 
-def rotary(positions, head_width, theta, dtype=torch.float32):
-    """RoPE factors at `positions` (..., N) -> cos, sin, each (..., N, 1, 1, C); angles in float64, exact at any length."""
-    frequency = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
-    angle = positions.cpu().double()[..., None, None, None] * frequency    # (..., N, 1, 1, C/2)
+# ---- RoPE
+
+
+def rotary(positions, head_width, rope_base, dtype=torch.float32):
+    """RoPE factors at `positions` (..., N) -> cos, sin, each (..., N, 1, 1, C); exact anywhere."""
+    frequency = rope_base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    # (..., N, 1, 1, C/2)
+    angle = positions.cpu().double()[..., None, None, None] * frequency
     cos, sin = torch.cos(angle), torch.sin(angle)
-    cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)       # (..., N, 1, 1, C): the sign serves `rotate`
+    # (..., N, 1, 1, C), with the signs that `rotate` needs
+    cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
     return cos.to(positions.device, dtype), sin.to(positions.device, dtype)
 
 
 def rotate(x, rope):
-    """Turn each pair (x_c, x_{c+C/2}) of queries and keys x (B, N, 2, H, C) by its row's angle."""
+    """Turn each pair (x_c, x_{c + C/2}) of queries and keys x (B, N, 2, H, C) by its angle."""
     cos, sin = rope
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def attend(q, k, v, mask=None, causal=False):
-    """Attention of q (B, H, N, C) over k, v (B, H, S, C); mask: bool, or 0 / -inf of q's type, (.., N, S)."""
+# ---- attention
+
+
+def attend(q, k, v, mask=None, is_causal=False):
+    """Attention of q (B, H, N, C) over k, v (B, H, S, C).
+
+    mask (.., N, S): bool, or 0 / -inf in q's own number format.
+    """
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # With narrow heads the fused kernels are faster in float32 than in bfloat16 on CPUs; matrix products are not.
+        # With narrow heads the fused kernels of CPUs are faster in float32 than in bfloat16.
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+            q, k, v = q.float(), k.float(), v.float()
+            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal)
 
 
 def attend_window(q, k, v, window):
-    """Causal attention over rows 0..N-1 in which a row sees `window` rows, itself included: (B, H, N, C) each.
+    """Causal attention in which a row sees `window` rows, itself included: (B, H, N, C) each.
 
-    Rows are taken in blocks of `window`, which see themselves and the block before: N * 2 window scores instead of N * N.
+    Chunks of `window` rows see themselves and the chunk before: N * 2 window scores, not N * N.
     """
     B, H, N, C = q.shape
     if N <= window:
-        return attend(q, k, v, causal=True)
-    q, k, v = (F.pad(t, (0, 0, 0, -N % window)) for t in (q, k, v))
-    blocks = q.shape[2] // window
-    fold = lambda t: t.reshape(B, H * blocks, window, C)
-    with_previous = lambda t: torch.cat([fold(F.pad(t, (0, 0, window, 0))[:, :, :-window]), fold(t)], 2)  # (B, H blocks, 2 window, C)
-    key = torch.arange(2 * window, device=q.device)
-    clean = torch.full_like(key, -1)
-    allowed = sees(key[window:, None], clean[:window, None], key[None], clean[None], window)
-    allowed = allowed.repeat(H, blocks, 1, 1)                             # (H, blocks, window, 2 window)
-    allowed[:, 0, :, :window] = False                                     # nothing comes before the first block
-    y = attend(fold(q), with_previous(k), with_previous(v), allowed.flatten(0, 1))
+        return attend(q, k, v, is_causal=True)
+    q, k, v = (F.pad(x, (0, 0, 0, -N % window)) for x in (q, k, v))
+    chunks = q.shape[2] // window
+
+    def in_chunks(x):
+        # (B, H * chunks, window, C)
+        return x.reshape(B, H * chunks, window, C)
+
+    def with_previous(x):
+        # (B, H * chunks, 2 * window, C)
+        previous = F.pad(x, (0, 0, window, 0))[:, :, :-window]
+        return torch.cat([in_chunks(previous), in_chunks(x)], 2)
+
+    position = torch.arange(2 * window, device=q.device)
+    allowed = causal(position[window:, None], position[None], window)
+    # (H, chunks, window, 2 * window): nothing comes before the first chunk
+    allowed = allowed.repeat(H, chunks, 1, 1)
+    allowed[:, 0, :, :window] = False
+    y = attend(in_chunks(q), with_previous(k), with_previous(v), allowed.flatten(0, 1))
     return y.reshape(B, H, -1, C)[:, :, :N]
 
 
+# ---- where a pass's rows lie and whom they see
+
+
+class WholeView(NamedTuple):
+    """Rows of whole sequences, nothing cached: training, and the slow twins of generation."""
+
+    rope: tuple  # factors of all N rows
+    # (.., P, N): whom the last P rows see; those before are causal within each layer's window
+    mask: torch.Tensor | None = None
+
+    @classmethod
+    def causal(cls, n, head_width, rope_base, like):
+        """Rows 0..n-1, each after the other. like: a parameter, for device and number format."""
+        positions = torch.arange(n, device=like.device)
+        return cls(rotary(positions, head_width, rope_base, like.dtype))
+
+    def attend(self, depth, q, k, v, window):
+        """q, k, v (B, H, N, C) of the layer number `depth` -> (B, H, N, C)."""
+        if self.mask is None:
+            return attend_window(q, k, v, window)
+        clean = q.shape[2] - self.mask.shape[-2]
+        y = attend(q[:, :, clean:], k, v, self.mask)
+        if not clean:
+            return y
+        past = attend_window(q[:, :, :clean], k[:, :, :clean], v[:, :, :clean], window)
+        return torch.cat([past, y], 2)
+
+
+class CachedView(NamedTuple):
+    """The next N rows of one endless sequence, whose earlier keys and values a Cache holds."""
+
+    rope: tuple
+    mask: torch.Tensor | None  # (N, S), 0 or -inf: whom they see; None: all of `past`
+    past: torch.Tensor  # (layers, 2, B, H, S, C), rows up to and including these, to be filled in
+
+    def attend(self, depth, q, k, v, window):
+        """As WholeView.attend; the window is in the mask already."""
+        keys, values = self.past[depth]
+        keys[:, :, -q.shape[2] :], values[:, :, -q.shape[2] :] = k, v
+        return attend(q, keys, values, self.mask)
+
+
+# ---- layers
+
+
 class Layer(nn.Module):
-    """Pre-norm Transformer layer: attention with RoPE over a sliding window of rows, then SwiGLU; no biases."""
+    """Pre-norm Transformer layer: attention with RoPE over a sliding window, SwiGLU; no biases."""
 
     def __init__(self, width, heads, hidden, window):
         super().__init__()
@@ -79,42 +169,38 @@ class Layer(nn.Module):
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)  # both in one product
         self.down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x, rope, mask=None, past=None):
-        """x (B, N, D) -> (B, N, D).
-
-        past None (training): rows are causal within the window, but for the last P if there is a mask (B, 1, P, N): that is
-        what these see. past: this layer's rows of a Cache, (2, B, H, S, C), whose last N are filled here with the keys and
-        values of x; all S are seen, or what the mask (N, S) allows.
-        """
+    def forward(self, x, view, depth):
+        """x (B, N, D) -> (B, N, D). view: who sees whom; depth: number of this layer."""
         B, N, D = x.shape
+        # (B, N, 3, H, C)
         qkv = self.qkv(self.attention_norm(x)).view(B, N, 3, self.heads, D // self.heads)
-        q, k = rotate(qkv[:, :, :2], rope).permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, C)
+        # each (B, H, N, C)
+        q, k = rotate(qkv[:, :, :2], view.rope).permute(2, 0, 3, 1, 4).unbind(0)
         v = qkv[:, :, 2].transpose(1, 2)
-        if past is not None:
-            past[0][:, :, -N:], past[1][:, :, -N:] = k, v
-            k, v = past[0], past[1]                                       # (B, H, S, C)
-            y = attend(q, k, v, mask)                                     # (B, H, N, C)
-        elif mask is None:
-            y = attend_window(q, k, v, self.window)
-        else:
-            clean = N - mask.shape[-2]
-            y = attend(q[:, :, clean:], k, v, mask)
-            if clean:
-                y = torch.cat([attend_window(*(t[:, :, :clean] for t in (q, k, v)), self.window), y], 2)
+        y = view.attend(depth, q, k, v, self.window)
+        # (B, H, N, C) -> (B, N, D)
         x = x + self.out(y.transpose(1, 2).reshape(B, N, D))
-        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, -1)            # each (B, N, hidden)
+        # each (B, N, hidden)
+        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
 
 
-def run_layers(layers, x, rope, mask=None, past=None):
-    """x through a list of Layers; past: None or the Cache rows of all of them, (layers, 2, B, H, S, C)."""
-    for i, layer in enumerate(layers):
-        x = layer(x, rope, mask, None if past is None else past[i])
+def run_layers(layers, x, view):
+    """x (B, N, D) through a list of Layers."""
+    for depth, layer in enumerate(layers):
+        x = layer(x, view, depth)
     return x
 
 
+def lay_out_by_column(module):
+    """The same weights, laid out so that products with a single row are quicker on a CPU."""
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            linear.weight.data = linear.weight.data.t().contiguous().t()
+
+
 class CrossAttention(nn.Module):
-    """Pre-norm cross-attention between rows of one width, without positions; adds its input once."""
+    """Pre-norm cross-attention between rows of one width, without positions; adds its input."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -128,69 +214,101 @@ class CrossAttention(nn.Module):
     def project(self, source):
         """Keys and values of source (B, S, D), stacked: (2, B, H, S, C)."""
         B, S, D = source.shape
-        return self.kv(self.source_norm(source)).view(B, S, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        kv = self.kv(self.source_norm(source)).view(B, S, 2, self.heads, D // self.heads)
+        return kv.permute(2, 0, 3, 1, 4)
 
     def forward(self, x, kv, mask=None):
         """x (B, N, D) reads kv (2, B, H, S, C) where mask (.., N, S) allows -> (B, N, D)."""
         B, N, D = x.shape
-        q = self.q(self.query_norm(x)).view(B, N, self.heads, D // self.heads).transpose(1, 2)  # (B, H, N, C)
+        # (B, H, N, C)
+        q = self.q(self.query_norm(x)).view(B, N, self.heads, D // self.heads).transpose(1, 2)
         y = attend(q, kv[0], kv[1], mask)
         return x + self.out(y.transpose(1, 2).reshape(B, N, D))
 
 
-class Cache:
-    """Storage for the keys and values of one stack: the latest rows of an endless sequence in a buffer of fixed size.
+# ---- the KV cache
 
-    Position p lies in slot p - base; when the buffer is full, the rows still within reach move to the front. What is valid
-    is for the owner to know: rows from the position it writes next are scratch. Constant memory, and no copy per row.
+
+class Cache:
+    """Keys and values of one stack: the latest rows of an endless sequence in a fixed buffer.
+
+    Position p lies in slot p - base. When the buffer is full, the rows still needed move to its
+    front. Rows from the position that the owner writes next are scratch.
     """
 
-    def __init__(self, layers, heads, head_width, window, reach, room, theta, like):
-        """window: rows a row sees; reach: how far back the owner may go; room: most rows a pass writes; like: a parameter."""
-        self.window, self.reach = window, reach
-        self.capacity = 2 * (window + reach) + room
-        self.base, self.theta = 0, theta
-        self.rows = torch.zeros(layers, 2, 1, heads, self.capacity, head_width, dtype=like.dtype, device=like.device)
-        self.templates = {}
-        self._turn()
+    def __init__(self, layers, heads, head_width, window, max_rollback, max_rows, rope_base, like):
+        """window: rows a row sees. max_rollback: how far back the owner may go. max_rows: most
+        rows that a pass writes. like: a parameter.
+        """
+        self.window, self.max_rollback, self.rope_base = window, max_rollback, rope_base
+        self.capacity = 2 * (window + max_rollback) + max_rows
+        shape = layers, 2, 1, heads, self.capacity, head_width
+        self.rows = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.base, self.masks = 0, {}
+        self.turn()
 
-    def _turn(self):
-        if self.theta:
+    def turn(self):
+        """Compute the RoPE factors of the positions that the buffer holds now."""
+        if self.rope_base:
             slots = torch.arange(self.base, self.base + self.capacity, device=self.rows.device)
-            self.rope = rotary(slots, self.rows.shape[-1], self.theta, self.rows.dtype)  # each (capacity, 1, 1, C)
+            # each (capacity, 1, 1, C)
+            self.rope = rotary(slots, self.rows.shape[-1], self.rope_base, self.rows.dtype)
 
     def span(self, low, high):
-        """The rows of positions low..high-1, (layers, 2, 1, H, high - low, C): a view, to read and to fill."""
+        """Rows of positions low..high-1 to read and fill: (layers, 2, 1, H, high - low, C)."""
         if high - self.base > self.capacity:
-            base = max(self.base, low - self.reach)
-            kept = self.rows[..., base - self.base:, :].clone()
-            self.rows[..., :kept.shape[-2], :] = kept
+            base = max(self.base, low - self.max_rollback)
+            kept = self.rows[..., base - self.base :, :].clone()
+            self.rows[..., : kept.shape[-2], :] = kept
             self.base = base
-            self._turn()
+            self.turn()
         if low < self.base:
             raise ValueError(f"position {low} is no longer held: the cache starts at {self.base}")
-        return self.rows[..., low - self.base:high - self.base, :]
+        return self.rows[..., low - self.base : high - self.base, :]
 
     def view(self, first, n, block=0):
-        """What a pass over the n rows from position `first` needs -> (rope, mask, past), as `run_layers` takes them.
-
-        The last `block` of them are the rows of one block, the others clean.
-        """
-        clean_row = n == 1 and not block  # sees all that it is given: no mask
-        low = max(0, first - self.window + clean_row)
+        """A pass over the n rows from position `first` on, the last `block` of them one block."""
+        one_clean_row = n == 1 and not block  # sees all that it is given: no mask
+        low = max(0, first - self.window + one_clean_row)
         past = self.span(low, first + n)
-        rope = tuple(r[first - self.base:first + n - self.base] for r in self.rope)     # each (N, 1, 1, C)
-        mask = None if clean_row else self._template(n, block)[:, -past.shape[-2]:]     # (N, S)
-        return rope, mask, past
+        # each (n, 1, 1, C)
+        rope = tuple(r[first - self.base : first + n - self.base] for r in self.rope)
+        mask = None if one_clean_row else self.mask(n, block)[:, -past.shape[-2] :]
+        return CachedView(rope, mask, past)
 
-    def _template(self, n, block):
-        """The mask of n rows over the `window` rows before them and themselves, (N, window + N), 0 or -inf."""
-        if (n, block) not in self.templates:
-            if len(self.templates) > 64:
-                self.templates.clear()                                    # odd prefill sizes must not pile up
+    def mask(self, n, block):
+        """Whom n rows see of the `window` rows before them and of themselves, (n, window + n)."""
+        if (n, block) not in self.masks:
+            if len(self.masks) > 64:
+                self.masks.clear()  # odd prefill sizes must not pile up
             position = torch.arange(-self.window, n)
             start = torch.where(position >= n - block, n - block, -1)
-            allowed = sees(position[-n:, None], start[-n:, None], position[None], start[None], self.window)
+            query = slice(self.window, None)
+            allowed = sees(
+                position[query, None], start[query, None], position[None], start[None], self.window
+            )
             mask = torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))
-            self.templates[n, block] = mask.to(self.rows.device, self.rows.dtype)
-        return self.templates[n, block]
+            self.masks[n, block] = mask.to(self.rows.device, self.rows.dtype)
+        return self.masks[n, block]
+
+
+# ---- run: the rule as a picture
+
+
+def options_from(argv):
+    return Parser(prog="layers.py", description="Draw the attention rule.").parse_args(argv)
+
+
+def main(argv=None):
+    options_from(argv)
+    n, window, begin, K = 12, 6, 8, 4
+    position = torch.cat([torch.arange(n), begin + torch.arange(K)])
+    start = torch.cat([torch.full((n,), -1), torch.full((K,), begin)])
+    seen = sees(position[:, None], start[:, None], position[None], start[None], window)
+    names = [str(p % 10) for p in position.tolist()]
+    print(f"{n} clean rows that see {window}, and a block of {K} at position {begin}")
+    draw_rows(seen.tolist(), ["clean"] * n + ["block"] * K, names, [n, K])
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,101 +1,129 @@
-"""Drafts that are verified: BLT-S, BLT-DV and prompt lookup (Fast BLT §5). Lossless: greedy output is byte for byte plain BLT's,
-and sampled output has plain BLT's distribution.
+"""Drafts that are verified: BLT-S, BLT-DV and prompt lookup (Fast BLT §5); the table of modes.
 
-A draft is just bytes, and for sampling the distributions they were drawn from; one `verify` and one loop serve every drafter.
-Letters in shape comments: n drafted bytes, K block size, V vocabulary.
+Lossless: greedy output is byte for byte plain BLT's, and sampled output has its distribution. A
+draft is just bytes, and for sampling the distributions they were drawn from; one `verify` and one
+loop serve every drafter. Run it to watch rounds of draft and verification:
+
+    python speculate.py --prompt "def "
+
+Letters in shape comments: n drafted bytes, K block size, k draft size, V vocabulary.
 """
+
+import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 
-from data import BOS, EOS
-from diffusion import check_block_size, denoise
-from stream import Generation, Sampling, Stream, distribution, draw, until_end
+from data import BOS, EOS, encode
+from diffusion import Unmask, check_block_size, denoise, generate_bltd
+from generate import Sampling, distribution, draw, finish, generate, until_end
+from model import load_model
+from stream import Stream
+from support import checkpoint
+from support.flags import idea_options
+from support.show import Trace
+from support.terminal import run
+
+# ---- verification
 
 
 def verify(p, drafted, q, sampling):
     """Algorithm 2 -> (how many drafted bytes are accepted, the byte that follows them).
 
-    p (n + 1, V): the model's own distributions, row j for what follows j accepted bytes. drafted: n ids. q (n, V): what they
-    were drawn from, or None for a draft that did not depend on chance. The bytes that come out are distributed as p alone would
-    have it, whatever the draft: greedy p is one-hot, and then a byte is accepted iff it is the model's own.
+    p (n + 1, V): the model's own distributions, row j for what follows j accepted bytes. drafted:
+    n ids. q (n, V): what they were drawn from, or None for a draft that did not depend on chance.
+    What comes out is distributed as p alone would have it, whatever the draft: greedy p is
+    one-hot, and then a byte is accepted iff it is the model's own.
     """
     if q is None:
         own = draw(p, sampling)  # the model's byte after each prefix
-        accepted = next((j for j, x in enumerate(drafted) if own[j] != x), len(drafted))
-        return accepted, own[accepted]
+        for j, x in enumerate(drafted):
+            if own[j] != x:
+                return j, own[j]
+        return len(drafted), own[-1]
     for j, x in enumerate(drafted):
-        if torch.rand((), generator=sampling.generator) * q[j, x] >= p[j, x]:  # accept with probability min(1, p/q)
+        # Accept with probability min(1, p/q), else draw from what p has more of than q.
+        if torch.rand((), generator=sampling.generator) * q[j, x] >= p[j, x]:
             left = (p[j] - q[j]).clamp(min=0)
             return j, draw((left if left.sum() > 0 else p[j])[None], sampling)[0]
-    return len(drafted), draw(p[len(drafted):], sampling)[0]                             # the free byte
+    return len(drafted), draw(p[-1:], sampling)[0]  # the free byte
 
 
-# ---- drafters: (stream, text, count, sampling) -> up to `count` drafted ids, and q or None.
-# text: all bytes so far, whose last one is decided but in the stream only under paper_rounds.
-
-def provisional(stream, text):
-    """The decided byte as a clean row of the draft, unless the stream has it already and `decode` brings it along."""
-    return text[-1:] if len(text) > stream.length else []
+# ---- drafters: (stream, text, decided, count, sampling) -> at most `count` drafted ids, q or None
+#
+# text: all bytes so far. decided: the ids at its end that the stream has not got. A drafter gives
+# them to its first `stream.decode` as provisional rows, so that the draft knows them.
 
 
-def pass_over(stream, ids, block=()):
-    """One decoder pass over rows still owed, provisional ids and a block -> logits (rows, V)."""
-    return stream.draft(ids, block) if stream.decoded == stream.length else stream.decode(block)
-
-
-def draft_self(stream, text, count, sampling):
-    """BLT-S: the decoder alone goes on, byte by byte, past patch boundaries, on the last latent there is."""
-    ids, drafted, q = provisional(stream, text), [], []
+def draft_self(stream, text, decided, count, sampling):
+    """BLT-S: the decoder alone goes on, byte by byte, past patch boundaries, on the last latent."""
+    provisional, drafted, q = decided, [], []
     while len(drafted) < count:
-        row = distribution(pass_over(stream, ids)[-1:].float().cpu(), sampling)
-        drafted += draw(row, sampling)
+        row = distribution(stream.decode(provisional)[-1:], sampling)
+        provisional = draw(row, sampling)
+        drafted += provisional
         q.append(row)
-        ids = drafted[-1:]
-        if ids == [EOS]:
+        if drafted[-1] == EOS:
             break
-    return drafted, torch.cat(q) if q and sampling.temperature else None
+    return drafted, torch.cat(q) if sampling.temperature else None
 
 
-def diffusion_drafter(block_size, unmask, watch=None):
-    """BLT-DV: one block by diffusion behind the decided byte. Several steps make a deterministic draft (most probable bytes)."""
-    def draft_block(stream, text, count, sampling):
-        owed = [provisional(stream, text)]  # goes along with the first pass
+def diffusion_drafter(block_size, unmask, trace=None):
+    """BLT-DV: one block by diffusion behind the decided byte -> a drafter.
+
+    Drawing cells in several steps has no known q, so then the most probable bytes are drafted.
+    """
+
+    def draft_block(stream, text, decided, count, sampling):
+        provisional = decided
 
         def decode_block(cells):
-            return pass_over(stream, owed.pop() if owed else [], cells)[-block_size:]
+            nonlocal provisional
+            logits = stream.decode(provisional, cells)[-block_size:]
+            provisional = []  # its row is there now, for the steps that follow
+            return logits
 
         by_chance = sampling.temperature > 0 and unmask.rule == "one-step"
         drawing = sampling if by_chance else Sampling(ignore_eos=sampling.ignore_eos)
-        drafted, q = denoise(decode_block, block_size, unmask, drawing, watch)
-        drafted = drafted[:drafted.index(EOS) + 1] if EOS in drafted else drafted
+        drafted, q = denoise(decode_block, block_size, unmask, drawing, trace)
+        if EOS in drafted:
+            count = min(count, drafted.index(EOS) + 1)
         return drafted[:count], q if by_chance else None
+
     return draft_block
 
 
-def draft_lookup(stream, text, count, sampling, longest=8, shortest=3):
-    """Prompt lookup: copy what followed the last occurrence of the last few bytes. Costs no pass of any model."""
+def draft_lookup(stream, text, decided, count, sampling, longest=8, shortest=3):
+    """Prompt lookup: what followed the last occurrence of the last few bytes. Costs no pass."""
     data = "".join(map(chr, text))
     for n in range(min(longest, len(data) - 1), shortest - 1, -1):
         found = data.rfind(data[-n:], 0, len(data) - 1)
         if found >= 0:
-            return text[found + n:found + n + count], None
+            return text[found + n : found + n + count], None
     return [], None
 
 
-def speculate(model, patcher, prompt, max_bytes, drafter, count, sampling=None, emit=None, watch=None, paper_rounds=False):
-    """Rounds of draft and verification. Between rounds exactly one byte is decided (corrected or free) but not yet processed.
+# ---- the loop
 
-    The pass that verifies has filled every cache for the bytes it accepts, so the next draft starts from there: at most one
-    encoder/global call a round, none if no patch closed. paper_rounds encodes the decided byte before drafting, as Algorithm 1
-    is written: up to two calls a round. count: most bytes drafted a round. watch(processed, drafted, accepted, next) sees each
-    round; processed: the bytes taken in for good, each with whether it closes its patch.
+
+def speculate(model, patcher, prompt, max_bytes, drafter, count, *, rounds="ours", **run):
+    """Rounds of draft and verification. count: most bytes drafted in one. run: sampling, emit and
+    trace, as generate.generate takes them.
+
+    Between rounds exactly one byte is decided (corrected, or free) but not processed.
+
+    rounds "ours": the pass that verified has filled every cache for what it accepted, so the draft
+    starts from there and takes the decided byte along: at most one encoder/global call a round.
+    "paper" (Algorithm 1): everything decided is encoded first, the open patch too as if it ended
+    there, the draft reads that latent, and it is taken back: exactly two calls a round.
     """
-    sampling = sampling or Sampling()
-    stream = Stream(model, patcher, reach=count + 1)
-    text = [BOS, *prompt]
-    logits, spent = stream.prefill(text)[None], stream.counters
-    began, made = time.perf_counter(), draw(distribution(logits.float().cpu(), sampling), sampling)
+    sampling, emit, trace = run.get("sampling") or Sampling(), run.get("emit"), run.get("trace")
+    encode_open = rounds == "paper"
+    stream, text = Stream(model, patcher, max_rollback=count + 1), [BOS, *prompt]
+    logits, spent = stream.prefill(text), stream.counters
+    began, made = time.perf_counter(), draw(distribution(logits[None], sampling), sampling)
     while True:
         new, ended = until_end(made, sampling)
         text += new
@@ -103,45 +131,146 @@ def speculate(model, patcher, prompt, max_bytes, drafter, count, sampling=None, 
             emit(new)
         left = max_bytes - (len(text) - 1 - len(prompt))
         if ended or left == 0:
-            return Generation(text[1 + len(prompt):], spent, time.perf_counter() - began)
-        if paper_rounds:
-            stream.advance(text[-1:])
-        drafted, q = drafter(stream, text, min(count, left - 1), sampling) if left > 1 else ([], None)
-        if paper_rounds:
+            return finish(stream, text[1 + len(prompt) :], began)
+        decided = text[-1:]
+        if encode_open:
+            stream.advance(decided, encode_open)
+            decided = []
+        drafted, q = [], None
+        if left > 1:
+            drafted, q = drafter(stream, text, decided, min(count, left - 1), sampling)
+        if encode_open:
             stream.rollback(len(text) - 1)  # verified together with its draft, as without
-        logits = stream.extend(text[-1:] + drafted)
-        accepted, following = verify(distribution(logits.float().cpu(), sampling), drafted, q, sampling)
+        stream.advance(text[-1:] + drafted, encode_open)
+        stream.forget_open()
+        p = distribution(stream.decode(), sampling)
+        accepted, following = verify(p, drafted, q, sampling)
         stream.rollback(len(text) + accepted)
-        spent.rounds, spent.drafted, spent.accepted = spent.rounds + 1, spent.drafted + len(drafted), spent.accepted + accepted
+        spent.rounds += 1
+        spent.drafted += len(drafted)
+        spent.accepted += accepted
         spent.lengths[accepted] = spent.lengths.get(accepted, 0) + 1
-        if watch:
-            processed = range(len(text) - 1, stream.length)
-            watch([(stream.at(i).id, stream.at(i).open_start == i + 1) for i in processed], drafted, accepted, following)
+        if trace:
+            trace.round(stream.taken(len(text) - 1), drafted, accepted, following)
         made = drafted[:accepted] + [following]
 
 
-def generate_blts(model, patcher, prompt, max_bytes, window=8, **options):
-    """BLT-S: self-drafts of `window` bytes. options: as `speculate` takes them."""
-    return speculate(model, patcher, prompt, max_bytes, draft_self, window, **options)
+def generate_blts(model, patcher, prompt, max_bytes, *, draft_size=8, **options):
+    """BLT-S: self-drafts of `draft_size` bytes. options: as `speculate` takes them."""
+    return speculate(model, patcher, prompt, max_bytes, draft_self, draft_size, **options)
 
 
-def generate_bltdv(model, patcher, prompt, max_bytes, block_size, unmask, steps=None, **options):
-    """BLT-DV: drafts of `block_size` bytes by diffusion. steps(ids, masked) sees each unmasking step."""
+def generate_bltdv(model, patcher, prompt, max_bytes, *, block_size, unmask, **options):
+    """BLT-DV: drafts of `block_size` bytes by diffusion. options: as `speculate` takes them."""
     check_block_size(model, block_size)
-    return speculate(model, patcher, prompt, max_bytes, diffusion_drafter(block_size, unmask, steps), block_size, **options)
+    drafter = diffusion_drafter(block_size, unmask, options.get("trace"))
+    return speculate(model, patcher, prompt, max_bytes, drafter, block_size, **options)
 
 
-def generate_lookup(model, patcher, prompt, max_bytes, window=8, **options):
-    """Prompt lookup with drafts of up to `window` bytes, the baseline that needs no drafting model."""
-    return speculate(model, patcher, prompt, max_bytes, draft_lookup, window, **options)
+def generate_lookup(model, patcher, prompt, max_bytes, *, draft_size=8, **options):
+    """Prompt lookup, the baseline that needs no drafting model. options: as `speculate`'s."""
+    return speculate(model, patcher, prompt, max_bytes, draft_lookup, draft_size, **options)
 
 
-def near_tie(model, patcher, prompt, ids, others, tolerance=1e-3):
-    """Do two greedy outputs part only where rounding decides? True if at their first difference the two best logits, or before
-    it an entropy and θ, lie within `tolerance`. prompt, ids, others: lists of ids, the prompt with BOS.
+# ---- every mode
+
+
+@dataclass
+class Mode:
+    """A way to generate, as sample, bandwidth and evaluation know it."""
+
+    sampler: Callable
+    verified: bool = False  # drafts are verified: the output is plain BLT's
+    fills_blocks: bool = False  # needs a model trained by diffusion
+    paper_calls: int = 0  # encoder/global calls that the paper counts a round; 0: those made
+    rule: str = ""  # how it unmasks by default, and at which α and γ
+    thresholds: dict = field(default_factory=dict)
+
+
+MODES = {
+    "blt": Mode(generate),
+    "blts": Mode(generate_blts, verified=True, paper_calls=2),
+    "bltd": Mode(
+        generate_bltd,
+        fills_blocks=True,
+        paper_calls=1,
+        rule="confidence",
+        thresholds={"confidence": 0.7, "entropy": 1.0},
+    ),
+    "bltdv": Mode(
+        generate_bltdv,
+        verified=True,
+        fills_blocks=True,
+        paper_calls=2,
+        rule="one-step",
+        thresholds={"confidence": 0.3, "entropy": 1.5},
+    ),
+    "lookup": Mode(generate_lookup, verified=True, paper_calls=2),
+}
+
+
+@dataclass
+class Drafting:
+    """What `run_mode` reads; None is the mode's or the model's own default."""
+
+    draft_size: int = 8  # k of blts and lookup
+    block_size: int | None = None  # K of bltd and bltdv
+    unmask: str | None = None
+    alpha: float | None = None
+    gamma: float | None = None
+    rounds: str = "ours"
+
+
+def size_of_blocks(model, options):
+    """K: the one asked for, else the one that the model was trained for."""
+    return model.config.block_size if options.block_size is None else options.block_size
+
+
+def check_mode(mode, model, options):
+    """Raises BadInput where a model can't generate in that mode, or not in such blocks."""
+    if MODES[mode].fills_blocks or options.block_size is not None:
+        check_block_size(model, size_of_blocks(model, options))
+
+
+def arguments_of(mode, model, options):
+    """What the sampler of a mode takes besides sampling, emit and trace -> keyword arguments."""
+    known, arguments = MODES[mode], {}
+    if known.fills_blocks:
+        rule = options.unmask or known.rule
+        given = {"confidence": options.alpha, "entropy": options.gamma}.get(rule)
+        threshold = known.thresholds.get(rule) if given is None else given
+        arguments["block_size"] = size_of_blocks(model, options)
+        arguments["unmask"] = Unmask(rule, threshold)
+    elif known.verified:
+        arguments["draft_size"] = options.draft_size
+    if known.fills_blocks or known.verified:
+        arguments["rounds"] = options.rounds
+    return arguments
+
+
+def run_mode(mode, model, patcher, prompt, max_bytes, options, **run):
+    """One generation in any mode -> Generation. prompt: ids without BOS; options: a Drafting, or
+    anything with its fields; run: sampling, emit and trace, as generate.generate takes them.
     """
-    part = next((i for i, (a, b) in enumerate(zip(ids, others)) if a != b), min(len(ids), len(others)))
-    stream = Stream(model, patcher)
-    best, second = stream.prefill([*prompt, *ids[:part]]).topk(2).values.tolist()
-    theta = patcher.config.theta
-    return best - second < tolerance or any(abs(known.entropy - theta) < tolerance for known in stream.known[-2 * model.config.max_patch:])
+    arguments = arguments_of(mode, model, options)
+    return MODES[mode].sampler(model, patcher, prompt, max_bytes, **arguments, **run)
+
+
+# ---- run: rounds of two drafters
+
+
+options_from = idea_options("speculate.py", "Watch drafts verified.", "def ", bytes=24)
+
+
+def main(argv=None):
+    options = options_from(argv)
+    model, patcher = load_model(checkpoint.find(options.checkpoint))
+    prompt = encode(os.fsencode(options.text))
+    for mode in ("blts", "bltdv") if model.config.block_size else ("blts",):
+        print(f"{mode}: accepted/drafted, the bytes taken in, the model's own byte")
+        run = {"sampling": Sampling(ignore_eos=True), "trace": Trace()}
+        run_mode(mode, model, patcher, prompt, options.bytes, Drafting(), **run)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,4 +1,5 @@
-"""Likelihoods against a slow sum, scores of known answers, every task of evaluate.py as a user runs it."""
+"""Likelihoods against a slow sum, scores of known answers, every evaluation as a user runs it."""
+
 import json
 import lzma
 import math
@@ -9,148 +10,316 @@ import torch
 from conftest import make_models
 from test_scripts import refused
 
-import evaluate
-import miniature
 import train
-from answers import code_score, standard_error, translation_score
-from data import BOS, document_ids, encode
+from data import BOS, Corpus, document_ids, encode
 from diffusion import Unmask, generate_bltd
-from items import Choice, Pair, Program, as_bytes
-from likelihood import choice_log_likelihoods, cloze
-from speculate import generate_bltdv, generate_blts, generate_lookup
-from stream import Sampling, generate, generate_uncached
-from terminal import BadInput
+from evaluation import diversity, miniature
+from evaluation.__main__ import main, options_from
+from evaluation.answers import code_score, translation_score
+from evaluation.items import Choice, Pair, Program, as_bytes
+from evaluation.likelihood import choice_log_likelihoods, cloze
+from evaluation.plots import draw_points
+from evaluation.report import standard_error, with_error
+from generate import Sampling, generate, generate_uncached
+from model import load_model
+from speculate import generate_bltdv, generate_blts, generate_lookup, run_mode
+from support import checkpoint
+from support.terminal import BadInput
+
+COST = {
+    *("new_bytes", "seconds", "bytes_per_second", "bandwidth_gb"),
+    *("decoder_nfes", "encoder_global_nfes", "entropy_nfes"),
+}
 
 
-def test_likelihood_is_the_slow_sum():
-    """One query pass and rollbacks give what a full forward over query + choice gives, byte by byte; plain BLT and BLT-D alike."""
+def evaluated(capsys, *arguments):
+    """What `python -m evaluation ARGUMENTS --json` prints -> list of objects."""
+    main([*map(str, arguments), "--json"])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def printed(capsys, *arguments):
+    """What `python -m evaluation ARGUMENTS` prints -> list of lines."""
+    main([*map(str, arguments)])
+    return capsys.readouterr().out.strip().splitlines()
+
+
+# ---- likelihoods, stops and scores
+
+
+@pytest.mark.parametrize("seed, K", [(0, 0), (1, 8)])
+def test_likelihood_is_the_slow_sum(seed, K):
+    """One query pass and rollbacks give what a full forward gives, byte by byte; BLT and BLT-D."""
     item = Choice("a query of abcabc" * 3, [" ab", " abcabd" * 9, "", "\udcff"], 0)
-    for seed, K in ((0, 0), (1, 8)):
-        model, patcher = make_models(seed, block_size=K)
-        sums, counters = choice_log_likelihoods(model, patcher, item)
-        for choice, got in zip(item.choices, sums):
-            ids, total = [BOS, *encode(as_bytes(item.query))], 0.0
-            for id_ in encode(as_bytes(choice)):
-                prefix = torch.tensor(ids)
-                total += model(prefix[None], patcher.closes(prefix)[None])[0, -1].log_softmax(-1)[id_].item()
-                ids.append(id_)
-            assert got == pytest.approx(total, abs=1e-9)
-        assert counters.decoder >= 1 and counters.entropy >= 1
+    model, patcher = make_models(seed, block_size=K)
+    sums, counters = choice_log_likelihoods(model, patcher, item)
+    for choice, got in zip(item.choices, sums):
+        ids, total = [BOS, *encode(as_bytes(item.query))], 0.0
+        for id_ in encode(as_bytes(choice)):
+            prefix = torch.tensor(ids)
+            logits = model(prefix[None], patcher.closes(prefix)[None])[0, -1]
+            total += logits.log_softmax(-1)[id_].item()
+            ids.append(id_)
+        assert got == pytest.approx(total, abs=1e-9)
+    assert counters.decoder >= 1 and counters.entropy >= 1
 
 
 def test_cloze_hides_the_true_continuation_among_others():
     texts = [bytes(range(256)) * 8, b"0123456789" * 90, b"too short"]
     items = [item for item, _ in zip(cloze(texts), range(30))]
-    assert items == [item for item, _ in zip(cloze(texts), range(30))] and {item.gold for item in items} == {0, 1, 2, 3}
+    assert items == [item for item, _ in zip(cloze(texts), range(30))]
+    assert {item.gold for item in items} == {0, 1, 2, 3}
     for item in items:
         whole = as_bytes(item.query + item.choices[item.gold])
-        assert len(item.choices) == 4 and all(len(as_bytes(c)) == 32 for c in item.choices) and any(whole in text for text in texts)
+        assert any(whole in text for text in texts)
+        assert [len(as_bytes(choice)) for choice in item.choices] == [32] * 4
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_stop_ends_every_mode_where_it_ends_plain_blt(seed):
     """The stopping id is neither counted nor made; lossless modes stop at the very same byte."""
     model, patcher = make_models(seed, block_size=8)
-    free = generate_uncached(model, patcher, [100, 101], 40, Sampling(ignore_eos=True))
-    sampling = Sampling(ignore_eos=True, stop=(free[25], 300))
-    plain = generate_uncached(model, patcher, [100, 101], 40, sampling)
-    assert plain == free[:free.index(free[25])]
     args = model, patcher, [100, 101], 40
-    for made in (generate(*args, sampling), generate_blts(*args, 5, sampling=sampling), generate_lookup(*args, 5, sampling=sampling),
-                 generate_bltdv(*args, 8, Unmask("confidence", 0.3), sampling=sampling)):
+    free = generate_uncached(*args, Sampling(ignore_eos=True))
+    sampling = Sampling(ignore_eos=True, stop=(free[25], 300))
+    plain = generate_uncached(*args, sampling)
+    assert plain == free[: free.index(free[25])]
+    confident = Unmask("confidence", 0.3)
+    for made in (
+        generate(*args, sampling=sampling),
+        generate_blts(*args, draft_size=5, sampling=sampling),
+        generate_lookup(*args, draft_size=5, sampling=sampling),
+        generate_bltdv(*args, block_size=8, unmask=confident, sampling=sampling),
+    ):
         assert made.ids == plain
-    assert free[25] not in generate_bltd(*args, 8, Unmask("one-step", None), sampling).ids
+    at_once = Unmask("one-step", None)
+    assert free[25] not in generate_bltd(*args, block_size=8, unmask=at_once, sampling=sampling).ids
 
 
 def test_scores_of_known_answers():
-    pairs = [Pair("", "the cat sat on the mat"), Pair("", "three black dogs are here now")]
-    perfect = translation_score([" the cat sat on the mat\n", "three black dogs are here now"], pairs)
-    assert perfect["exact"] == 100 and perfect["bleu"] == pytest.approx(100) and perfect["chrf"] == pytest.approx(100) and perfect["bleu_se"] == 0
-    half = translation_score(["the cat sat on the mat", "quatre"], pairs)
-    assert half["exact"] == 50 and 0 < half["bleu"] < 100 and half["exact_se"] == pytest.approx(50) and half["bleu_se"] > 0
+    targets = ["the cat sat on the mat", "three black dogs are here now"]
+    pairs = [Pair("", target) for target in targets]
+    perfect = translation_score([f" {targets[0]}\n", targets[1]], pairs)
+    assert perfect["exact"] == 100 and perfect["bleu_se"] == 0
+    assert perfect["bleu"] == pytest.approx(100) and perfect["chrf"] == pytest.approx(100)
+    half = translation_score([targets[0], "quatre"], pairs)
+    assert half["exact"] == 50 and half["exact_se"] == pytest.approx(50)
+    assert 0 < half["bleu"] < 100 and half["bleu_se"] > 0
     item = Program("", "def f(x): return", " x\n", "\nassert f(3) == 3\n", ("\n",))
-    assert code_score([" x", " x + 1", " 1 /"], [item] * 3) == {"pass@1": pytest.approx(100 / 3), "pass@1_se": pytest.approx(100 / 3)}
-    assert standard_error([0, 0, 1, 1]) == pytest.approx(math.sqrt(0.25 * 4 / 3 / 4)) and standard_error([1]) == 0
+    third = pytest.approx(100 / 3)
+    score = code_score([" x", " x + 1", " 1 /"], [item] * 3)
+    assert score == {"pass@1": third, "pass@1_se": third}
+
+
+def test_a_single_item_has_no_standard_error():
+    """It used to be 0, which says that the score is certain."""
+    assert standard_error([0, 0, 1, 1]) == pytest.approx(math.sqrt(0.25 * 4 / 3 / 4))
+    assert standard_error([1]) is None and standard_error([1, 1]) == 0
+    assert with_error(1, None) == "1" and with_error(1, 0.0) == "1 ± 0"
+    score = translation_score(["a b c d"], [Pair("", "a b c d")])
+    assert score["exact_se"] is score["bleu_se"] is score["chrf_se"] is None
+
+
+# ---- every task
 
 
 def test_bpb_is_the_training_script_s_number_beside_xz(trained_file, corpus_file, tmp_path, capsys):
-    evaluate.main(["bpb", "--checkpoint", str(trained_file), "--data", str(corpus_file), "--json"])
-    row = json.loads(capsys.readouterr().out)
-    data = corpus_file.read_bytes()
-    assert row["bytes"] == len(data) and row["xz_bits_per_byte"] == pytest.approx(8 * len(lzma.compress(data, preset=6)) / len(data))
-    model, patcher = evaluate.load_model(trained_file)
-    ids = document_ids(data)
+    known = ("bpb", "--checkpoint", trained_file)
+    data = corpus_file.read_bytes()[:800]
+    (tmp_path / "start").write_bytes(data)
+    (row,) = evaluated(capsys, *known, "--data", tmp_path / "start")
+    xz = 8 * len(lzma.compress(data, preset=6)) / len(data)
+    assert row["bytes"] == len(data) and row["xz_bits_per_byte"] == pytest.approx(xz)
+    assert len(row["masked_bits_by_position"]) == 8 == len(row["masked_accuracy_by_position"])
+    assert row["masked_bits_by_position"][0] < 8
+    model, patcher = load_model(trained_file)
+    ids = document_ids(data).long()
     with torch.no_grad():
-        logits = model(ids[None, :800], patcher.closes(ids[:800])[None])[0].float()
-    nats = torch.nn.functional.cross_entropy(logits, ids[1:801])
-    (tmp_path / "start").write_bytes(data[:800])
-    evaluate.main(["bpb", "--checkpoint", str(trained_file), "--data", str(tmp_path / "start"), "--json"])
-    start = json.loads(capsys.readouterr().out)
-    assert start["bits_per_byte"] == pytest.approx(nats.item() / math.log(2), rel=0.02)     # one byte more, and EOS
-    assert len(row["masked_bits_by_position"]) == 8 == len(row["masked_accuracy_by_position"]) and row["masked_bits_by_position"][0] < 8
-    evaluate.main(["bpb", "--checkpoint", str(trained_file), "--limit", "1"])
-    out = capsys.readouterr().out
-    assert "validation split" in out and "xz -6" in out and "position in a wholly masked block" in out
+        logits = model(ids[None, :-1], patcher.closes(ids[:-1])[None])[0].float()
+    nats = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()
+    assert row["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(data), rel=1e-4)
+    out = "\n".join(printed(capsys, *known, "--limit", "1"))
+    assert "validation split" in out and "xz -6" in out
+    assert "position in a wholly masked block" in out
 
 
-def test_every_task_ends_with_score_and_cost(trained_file, tmp_path, capsys):
-    shared = ["--checkpoint", str(trained_file), "--limit", "3", "--bytes", "12"]
-    for arguments, keys in ((["likelihood", *shared], {"accuracy", "accuracy_se", "accuracy_per_byte"}),
-                            (["translate", "--mode", "bltdv", *shared], {"exact", "bleu", "bleu_se", "chrf"}),
-                            (["translate", "--set", "de-en", "--mode", "bltd", "--unmask", "entropy", *shared], {"exact", "bleu", "bleu_se", "chrf"}),
-                            (["code", "--allow-code-execution", *shared], {"pass@1", "pass@1_se"})):
-        evaluate.main([*arguments, "--json"])
-        row = json.loads(capsys.readouterr().out)
-        assert keys | {"decoder_nfes", "encoder_global_nfes", "entropy_nfes", "bandwidth_gb", "bytes_per_second", "items"} <= set(row) and row["items"] == 3
-        evaluate.main(arguments)
-        assert "3 items" in (line := capsys.readouterr().out.strip().splitlines()[-1]) and "NFEs" in line and "GB by Eq. 8" in line
-    evaluate.main(["diversity", *shared[:2], "--limit", "1", "--bytes", "30", "--plot", str(tmp_path / "d.svg")])
-    out = capsys.readouterr().out
-    assert len(out.splitlines()) == 16 and "correlation" in out and (tmp_path / "d.svg").exists()
+@pytest.mark.parametrize(
+    "arguments, keys",
+    [
+        ("likelihood", {"accuracy", "accuracy_se", "accuracy_per_byte"}),
+        ("translate --mode bltdv --bytes 12", {"exact", "bleu", "bleu_se", "chrf"}),
+        ("translate --set de-en --mode bltd --unmask entropy --bytes 12", {"exact", "chrf_se"}),
+        ("code --allow-code-execution --bytes 12", {"pass@1", "pass@1_se"}),
+    ],
+)
+def test_every_task_ends_with_score_and_cost(arguments, keys, trained_file, capsys):
+    known = [*arguments.split(), "--checkpoint", trained_file, "--limit"]
+    (row,) = evaluated(capsys, *known, 3)
+    assert keys | COST | {"task", "set", "items"} <= set(row) and row["items"] == 3
+    several, one = printed(capsys, *known, 2)[-1], printed(capsys, *known, 1)[-1]
+    assert "2 items" in several and "NFEs" in several and "GB by Eq. 8" in several
+    assert "±" in several and "±" not in one
+
+
+def test_diversity_sweeps_its_settings(trained_file, tmp_path, capsys, monkeypatch):
+    known = ["diversity", "--checkpoint", trained_file, "--bytes", 20]
+    picture = tmp_path / "d.svg"
+    out = printed(capsys, *known, "--limit", 1, "--plot", picture)
+    assert len(out) == 16 and "correlation" in out[-1] and "±" not in "".join(out)
+    # every point is named in the picture itself
+    assert picture.read_text().count("<!-- γ 0.5 -->") == 3
+    monkeypatch.setattr(diversity, "GAMMAS", (0.5, 1.0))
+    *rows, last = evaluated(capsys, *known, "--limit", 2)
+    assert len(rows) == 6 and set(last) == {"task", "correlation"}
+    names = {"gamma", "top_p", "type_token_ratio", "type_token_ratio_se", "decoder_nfes_per_byte"}
+    assert all(names | COST <= set(row) for row in rows)
+
+
+def test_diversity_at_temperature_0_is_greedy(monkeypatch):
+    """It used to become 1 without a word, which is the default."""
+    model, patcher = make_models(block_size=8)
+    outputs = []
+
+    def run_and_keep(*args, **options):
+        made = run_mode(*args, **options)
+        outputs.append(made.ids)
+        return made
+
+    def samples(*arguments):
+        outputs.clear()
+        options = options_from(["diversity", "--bytes", "16", "--limit", "3", *arguments])
+        diversity.measure(model, patcher, 0.5, 1.0, options)
+        return list(outputs)
+
+    monkeypatch.setattr(diversity, "run_mode", run_and_keep)
+    one, *others = samples("--temperature", "0")
+    assert others == [one, one] and samples("--temperature", "0", "--seed", "7")[0] == one
+    drawn = samples()
+    assert len(set(map(tuple, drawn))) == 3 and drawn == samples("--temperature", "1")
 
 
 def test_miniature_end_to_end(tmp_path, capsys, monkeypatch):
-    """Train on the generated tasks, fork a BLT-D, and draw Figure 7 in small: lossless modes score what their model scores."""
-    monkeypatch.setattr(miniature, "DOCUMENTS", {"fr-en": 10, "de-en": 10, "code": 20})
-    small = ["--data", "miniature", "--preset", "nano", "--dtype", "float32", "--steps"]
-    train.main([*small, "20", "--block-size", "0", "--out", str(tmp_path / "0.pt")])
-    train.main([*small, "10", "--init-from", str(tmp_path / "0.pt"), "--block-after", "0", "--out", str(tmp_path / "8.pt")])
+    """Write the tasks, train on their folder, fork a BLT-D, and draw Figure 7 in small.
+
+    Lossless modes score what their model scores.
+    """
+    documents = {"fr-en": 10, "de-en": 10, "code": 20}
+    monkeypatch.setattr(miniature, "DOCUMENTS", documents)
+    folder, plain, blocks = tmp_path / "text", tmp_path / "0.pt", tmp_path / "8.pt"
+    sha256 = Corpus(miniature.training_documents()).sha256
+    (described, advice) = printed(capsys, "miniature", "--write", folder)
+    assert sha256[:16] in described and f"train.py --data {folder}" in advice
+    small = ["--data", str(folder), "--preset", "nano", "--dtype", "float32"]
+    train.main([*small, "--block-size", "0", "--steps", "20", "--out", str(plain)])
+    fork = ["--init-from", str(plain), "--block-size", "8", "--block-after", "0"]
+    train.main([*small, *fork, "--steps", "10", "--out", str(blocks)])
+    assert {checkpoint.load(path)["corpus"]["sha256"] for path in (plain, blocks)} == {sha256}
     capsys.readouterr()
-    command = ["miniature", "--checkpoints", str(tmp_path / "8.pt"), str(tmp_path / "0.pt"), "--limit", "2", "--bytes", "16"]
-    evaluate.main([*command, "--allow-code-execution", "--plot", str(tmp_path / "figure.png"), "--json"])
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["name"] for row in rows] == ["BLT", "BLT-S k=8", "BLT-D-8", "BLT-DV-8"] and (tmp_path / "figure.png").exists()
-    assert all(row["score"] == rows[0]["score"] and row["new_bytes"] == rows[0]["new_bytes"] for row in rows[:2])
-    assert rows[0]["ratio"] == 1 and all({"fr-en_exact_se", "de-en_bleu", "code_pass@1", "score_se", "gb_per_kilobyte"} <= set(row) for row in rows)
-    evaluate.main(command)
-    out = capsys.readouterr().out
+    command = ["miniature", "--checkpoints", blocks, plain, "--limit", 2, "--bytes", 16]
+    picture = tmp_path / "figure.png"
+    rows = evaluated(capsys, *command, "--allow-code-execution", "--plot", picture)
+    assert [row["name"] for row in rows] == ["BLT", "BLT-S k=8", "BLT-D-8", "BLT-DV-8"]
+    assert picture.exists()
+    for row in rows[:2]:
+        assert row["score"] == rows[0]["score"] and row["new_bytes"] == rows[0]["new_bytes"]
+    keys = {"fr-en_exact_se", "de-en_bleu", "code_pass@1", "score_se", "gb_per_kilobyte"}
+    assert rows[0]["ratio"] == 1 and all(keys | COST <= set(row) for row in rows)
+    out = "\n".join(printed(capsys, *command))
     assert "not run" in out and "--allow-code-execution" in out and "BLT-DV-8" in out
+    (row, *_) = evaluated(capsys, *command, "--limit", 1)
+    assert row["score_se"] is None and row["fr-en_bleu_se"] is None
+    assert "±" not in "".join(printed(capsys, *command, "--limit", 1))
 
 
-def test_bad_input_is_one_clear_line(trained_file, tmp_path):
+# ---- the command line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "bpb --mode blt",
+        "bpb --bytes 9",
+        "bpb --items x",
+        "likelihood --temperature 1",
+        "likelihood --draft-size 4",
+        "translate --data x",
+        "translate --plot x.png",
+        "code --data x",
+        "diversity --top-p 0.5",
+        "diversity --gamma 1",
+        "diversity --mode blt",
+        "diversity --unmask entropy",
+        "diversity --draft-size 4",
+        "miniature --checkpoints x --mode blt",
+        "miniature --checkpoints x --data x",
+    ],
+)
+def test_flags_that_a_task_does_not_read_are_refused(arguments):
+    """They were taken and did nothing."""
+    task, *_, flag, _ = arguments.split()
+    with pytest.raises(BadInput, match=f"{task} takes no {flag}"):
+        options_from(arguments.split())
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("miniature --write x --limit 3", "--write takes no other flag"),
+        ("miniature --write x --checkpoints y", "not allowed with"),
+        ("miniature", "--write --checkpoints"),
+        ("likelihood --items x", "reads no --items"),
+        ("likelihood --set piqa --items x --data y", "reads no --data"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(arguments, words):
+    with pytest.raises(BadInput, match=words):
+        options_from(arguments.split())
+
+
+def test_bad_input_is_one_clear_line(trained_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "short").write_bytes(b"short text")
     known = ("--checkpoint", trained_file)
     expected = {
-        ("evaluate.py",): "TASK", ("evaluate.py", "telepathy"): "telepathy", ("evaluate.py", "code", *known): "--allow-code-execution",
-        ("evaluate.py", "likelihood", "--set", "piqa", *known): "--items DIR", ("evaluate.py", "translate", "--set", "piqa"): "piqa",
-        ("evaluate.py", "likelihood", "--set", "piqa", "--items", tmp_path, *known): "can't read the items",
-        ("evaluate.py", "likelihood", "--data", tmp_path / "short", *known): "held-out document of more than",
-        ("evaluate.py", "bpb", "--checkpoint", "gone.pt"): "no checkpoint", ("evaluate.py", "bpb", "--data", "gone", *known): "no such file",
-        ("evaluate.py", "miniature", "--checkpoints", "gone.pt"): "no checkpoint", ("evaluate.py", "diversity", "--plot", "x.gif", *known): ".png or .svg",
-        ("evaluate.py", "miniature", "--checkpoints", trained_file, trained_file): "one plain BLT",
-        ("evaluate.py", "diversity", "--plot", "no/folder.png", *known): "no folder no", ("evaluate.py", "translate", "--seed", "9" * 30, *known): "outside",
-        ("export.py", trained_file, trained_file): "replace what it is made of",
-        ("evaluate.py", "translate", "--mode", "bltd", "--block-size", "32", *known): "up to 8 bytes, not 32",
+        (): "TASK",
+        ("telepathy",): "telepathy",
+        ("code", *known): "--allow-code-execution",
+        ("likelihood", "--set", "piqa", *known): "--items DIR",
+        ("likelihood", "--set", "piqa", "--items", tmp_path, *known): "can't read the items",
+        ("likelihood", "--data", "short", *known): "held-out document of more than",
+        ("translate", "--set", "piqa"): "piqa",
+        ("translate", "--seed", "9" * 30, *known): "outside",
+        ("translate", "--mode", "bltd", "--block-size", "32", *known): "up to 8 bytes, not 32",
+        ("bpb", "--checkpoint", "gone.pt"): "no checkpoint",
+        ("bpb", "--data", "gone", *known): "no such file",
+        ("bpb", "--device", "warp", *known): "no device 'warp'",
+        ("miniature", "--checkpoints", "gone.pt"): "no checkpoint",
+        ("miniature", "--checkpoints", trained_file, trained_file): "one plain BLT",
+        ("miniature", "--write", tmp_path): "is not empty",
+        ("diversity", "--plot", "x.gif", *known): ".png or .svg",
+        ("diversity", "--plot", "no/folder.png", *known): "no folder no",
     }
     for arguments, words in expected.items():
-        assert words in refused(*arguments, cwd=tmp_path), arguments
+        with pytest.raises(BadInput) as caught:
+            main([*map(str, arguments)])
+        line = str(caught.value)
+        assert words in line and "\n" not in line, arguments
 
 
-def test_optional_packages_are_asked_for_by_name(monkeypatch):
+def test_the_program_refuses_in_one_line_that_names_it(trained_file, tmp_path):
+    assert "TASK" in refused("-m", "evaluation", cwd=tmp_path)
+    known = ("--checkpoint", trained_file)
+    assert "--mode" in refused("-m", "evaluation", "bpb", *known, "--mode", "blt", cwd=tmp_path)
+    assert "no such file" in refused("-m", "evaluation", "bpb", *known, "--data", "x", cwd=tmp_path)
+
+
+def test_optional_packages_are_asked_for_by_name(monkeypatch, tmp_path):
     """What only the evaluations need is no requirement of the rest."""
-    monkeypatch.setitem(sys.modules, "num2words", None)
-    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    for name in ("num2words", "sacrebleu", "matplotlib"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BadInput, match="needs? num2words: pip install -r requirements-dev.txt"):
         miniature.spell(123456, "fr")
     with pytest.raises(BadInput, match="sacrebleu: pip install -r requirements-dev.txt"):
         translation_score(["a"], [Pair("b", "c")])
+    with pytest.raises(BadInput, match="matplotlib: pip install -r requirements-dev.txt"):
+        draw_points(tmp_path / "x.png", "", {})

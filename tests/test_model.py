@@ -1,40 +1,104 @@
-"""model.py: sizes, causality, and each vectorised piece against a loop."""
+"""model.py: sizes, causality, each vectorised piece against a loop, and what checkpoints hold."""
+
+from dataclasses import asdict
+
 import pytest
 import torch
-
 from conftest import make_models, random_ids
+
+import model as modelling
 from data import PAD
-from layers import attend, attend_window, rotary, rotate, sees
-from model import BLT, HASH_PRIME, LEAD, NGRAMS, PRESETS, latent_read, ngram_rows, preset, running_max
-from terminal import BadInput
-from train import next_byte_loss
+from model import (
+    BLT,
+    HASH_PRIME,
+    LEAD,
+    NGRAMS,
+    PRESETS,
+    latent_read,
+    load_model,
+    ngram_entries,
+    running_max,
+)
+from support import checkpoint
+from support.terminal import BadInput
+
+# ---- sizes
+
+PAPER_PARTS = [("blt-1b", 19e6, 1.28e9, 160e6), ("blt-3b", 26e6, 2.82e9, 160e6)]
 
 
-@pytest.mark.parametrize("name, encoder, globe, decoder", [("blt-1b", 19e6, 1.28e9, 160e6), ("blt-3b", 26e6, 2.82e9, 160e6)])
+@pytest.mark.parametrize("name, encoder, globe, decoder", PAPER_PARTS)
 def test_sizes_are_the_papers(name, encoder, globe, decoder):
     with torch.device("meta"):
-        sizes = BLT(PRESETS[name]).sizes()
+        sizes = BLT(PRESETS[name].model).sizes()
     assert sizes["encoder"] == pytest.approx(encoder, rel=0.03)
     assert sizes["global"] == pytest.approx(globe, rel=0.03)
     assert sizes["decoder"] == pytest.approx(decoder, rel=0.03)
-    assert sizes["hash_tables"] == 6 * 500002 * 1024
+    assert sizes["ngram_tables"] == 6 * 500002 * 1024
 
 
-def test_unknown_preset_is_refused():
-    with pytest.raises(BadInput, match="nano"):
-        preset("huge")
+@pytest.mark.parametrize("name, crops, warmup", [("blt-1b", 512, 2000), ("blt-3b", 1024, 4000)])
+def test_paper_presets_train_as_the_paper_says(name, crops, warmup):
+    """Guards: batches of a fourth of the paper's, and the 3B model's warm-up taken from 1B's.
+
+    A step is 2^19 tokens of 4.4 bytes for 1B and 2^20 for 3B: 512 and 1024 crops of 4096 bytes.
+    """
+    s = PRESETS[name].training
+    assert (s.batch * s.accumulate, s.length, s.warmup) == (crops, 4096, warmup)
+    tokens = s.batch * s.accumulate * s.length / 4  # patches hold four bytes
+    assert tokens == {"blt-1b": 2**19, "blt-3b": 2**20}[name]
+    assert (s.lr, s.weight_decay, s.clip) == (4e-4, 0.1, 1.0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_patcher_is_trained_on_crops_that_fill_its_window(name):
+    """Guards: one setting for all presets, 256-byte crops for a patcher that sees 512 bytes."""
+    preset = PRESETS[name]
+    assert preset.patcher_training.length >= preset.patcher.window
+    assert preset.training.length >= preset.model.window
+    assert preset.patcher.max_patch <= preset.model.max_patch
+
+
+def test_operations_for_a_byte_count_rows_of_blocks():
+    """By hand: six operations for each weight of a matrix that a byte meets.
+
+    A row of a block passes the decoder once more, but makes no latents.
+    """
+    model, _ = make_models(0)
+    c, weights = model.config, {}
+    for name, p in model.named_parameters():
+        if "embed" not in name and "hashes" not in name:
+            weights[name] = p.numel()
+    encoder, globe = (
+        sum(n for name, n in weights.items() if name.startswith(part))
+        for part in ("encoder", "globe")
+    )
+    decoder = sum(n for name, n in weights.items() if name.startswith("decoder"))
+    keys = c.patch_vectors * sum(
+        n for name, n in weights.items() if name.startswith("decoder.crosses") and "kv" in name
+    )
+    for cells in (0.0, 0.5, 2.0):
+        by_hand = 6 * (encoder + (decoder - keys) * (1 + cells) + (globe + keys) / 4)
+        assert model.flops_per_byte(4.0, cells) == pytest.approx(by_hand)
+
+
+# ---- causality
 
 
 @pytest.mark.parametrize("seed, max_patch, window", [(0, 8, 24), (1, 4, 100), (2, 1, 7)])
 def test_no_byte_moves_an_earlier_logit(seed, max_patch, window):
-    """Guards: bytes that read their own, unfinished patch's latent. The byte itself must move something, though."""
+    """Guards: bytes that read their own, unfinished patch's latent.
+
+    The byte itself must move something, though.
+    """
     model, patcher = make_models(seed, window=window, max_patch=max_patch)
     ids = random_ids(60, seed)
     logits = model(ids[None], patcher.closes(ids)[None])[0]
     for position in (1, 2, 13, 30, 47, 59):
         changed = ids.clone()
         changed[position] = 4 + 200
-        moved = (model(changed[None], patcher.closes(changed)[None])[0] - logits).abs().amax(-1) > 1e-12
+        after = model(changed[None], patcher.closes(changed)[None])[0]
+        moved = (after - logits).abs().amax(-1) > 1e-12
         assert not moved[:position].any() and moved[position]
 
 
@@ -48,12 +112,15 @@ def test_a_batch_equals_its_rows_one_by_one():
         assert torch.allclose(model(row[None], c[None])[0], logits, atol=1e-11)
 
 
+# ---- pieces against loops
+
+
 def test_latent_read_is_the_last_closed_patch():
     closes = torch.tensor([[True, False, False, True, True, False, False]])
     assert latent_read(closes).tolist() == [[0, 0, 0, 1, 2, 2, 2]]
 
 
-def test_running_max_and_ngram_rows_against_loops():
+def test_running_max_against_a_loop():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 40, 3, generator=generator)
     closes = torch.rand(2, 40, generator=generator) < 0.3
@@ -63,40 +130,66 @@ def test_running_max_and_ngram_rows_against_loops():
         for i in range(40):
             mine = [x[b, j] for j in range(i + 1) if own[b, j] == own[b, i]]
             assert torch.equal(got[b, i], torch.stack(mine).amax(0))
+
+
+def test_ngram_entries_against_a_loop():
     ids = random_ids(20, 1)
-    rows = ngram_rows(torch.cat([torch.full((LEAD,), PAD), ids])[None], 97)[0]
+    entries = ngram_entries(torch.cat([torch.full((LEAD,), PAD), ids])[None], 97)[0]
+    padded = [PAD] * LEAD + ids.tolist()
     for i in range(20):
         for table, n in enumerate(NGRAMS):
-            gram = ([PAD] * LEAD + ids.tolist())[i + LEAD + 1 - n:i + LEAD + 1]
-            exact = sum(g * HASH_PRIME ** p for p, g in enumerate(gram))
-            wrapped = (exact + 2 ** 63) % 2 ** 64 - 2 ** 63
-            assert rows[i, table].item() == wrapped % 97 + table * 97
+            gram = padded[i + LEAD + 1 - n : i + LEAD + 1]
+            exact = sum(g * HASH_PRIME**p for p, g in enumerate(gram))
+            wrapped = (exact + 2**63) % 2**64 - 2**63
+            assert entries[i, table].item() == wrapped % 97 + table * 97
 
 
-@pytest.mark.parametrize("n, window", [(5, 8), (8, 8), (21, 8), (64, 16), (33, 1)])
-def test_windowed_attention_equals_a_masked_one(n, window):
-    q, k, v = torch.randn(3, 2, 3, n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).unbind(0)
-    row, clean = torch.arange(n), torch.full((n,), -1)
-    mask = sees(row[:, None], clean[:, None], row[None], clean[None], window)
-    assert mask.tolist() == [[i - window < j <= i for j in range(n)] for i in range(n)]
-    assert torch.allclose(attend_window(q, k, v, window), attend(q, k, v, mask), atol=1e-12)
+# ---- checkpoints
 
 
-def test_rope_depends_on_distance_alone_even_far_out():
-    q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind(0)
-    score = lambda i, j: (rotate(q, rotary(torch.tensor([i]), 16, 500000.0, torch.float64)) *
-                          rotate(k, rotary(torch.tensor([j]), 16, 500000.0, torch.float64))).sum().item()
-    assert score(7, 3) == pytest.approx(score(1_000_007, 1_000_003), abs=1e-9) and score(7, 3) != pytest.approx(score(7, 4), abs=1e-3)
+def test_load_model_gives_what_was_saved(trained_file):
+    model, patcher = load_model(trained_file)
+    saved = checkpoint.load(trained_file)
+    assert not model.training and not patcher.training
+    assert asdict(model.config) == saved["config"]
+    assert asdict(patcher.config) == saved["patcher_config"]
+    for part, weights in ((model, saved["model"]), (patcher, saved["patcher"])):
+        state = part.state_dict()
+        assert set(state) == set(weights)
+        assert all(torch.equal(state[k], weights[k]) for k in state)
 
 
-def test_every_target_position_has_a_loss():
-    """Guards: the last row of every window was never supervised."""
-    logits = torch.randn(2, 9, 260, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    ids = torch.randint(4, 260, (2, 10))
-    next_byte_loss(logits, ids).backward()
-    assert (logits.grad.abs().sum(-1) > 0).all()
-    before = next_byte_loss(logits, ids)
-    for position in range(1, 10):
-        changed = ids.clone()
-        changed[0, position] = (ids[0, position] + 1 - 4) % 256 + 4
-        assert next_byte_loss(logits, changed) != before
+def test_a_checkpoint_of_version_1_loads(trained_file, tmp_path):
+    """Written with the words of that time: theta, rope_theta, hash_rows."""
+    saved = checkpoint.load(trained_file)
+    old = {"threshold": "theta", "rope_base": "rope_theta", "ngram_table_size": "hash_rows"}
+    written = dict(saved, format="fast-blt", version=1)
+    for part in ("config", "patcher_config"):
+        written[part] = {old.get(k, k): v for k, v in saved[part].items()}
+        assert written[part] != saved[part]
+    torch.save(written, tmp_path / "old.pt")
+    again = checkpoint.load(tmp_path / "old.pt")
+    assert again["config"] == saved["config"]
+    assert again["patcher_config"] == saved["patcher_config"]
+    ids = random_ids(50)
+    logits = []
+    for path in (trained_file, tmp_path / "old.pt"):
+        model, patcher = load_model(path)
+        logits.append(model(ids[None], patcher.closes(ids)[None]))
+    assert torch.equal(*logits)
+
+
+def test_a_checkpoint_without_its_model_is_refused(trained_file, tmp_path):
+    saved = {**checkpoint.load(trained_file), "model": None}
+    checkpoint.save(tmp_path / "early.pt", saved)
+    with pytest.raises(BadInput, match="no model yet"):
+        load_model(tmp_path / "early.pt")
+
+
+# ---- run
+
+
+def test_it_prints_the_sizes_of_every_preset(capsys):
+    modelling.main([])
+    out = capsys.readouterr().out
+    assert all(name in out for name in PRESETS) and "1,284.61" in out

@@ -1,48 +1,118 @@
 """stream.py: whatever the split into calls and the rollbacks, the cached model is the full one."""
+
 import random
 
 import pytest
 import torch
+from conftest import count_passes, make_models, random_ids
 
-from conftest import make_models, random_ids
-from data import BOS, EOS, MASK, PAD
-from stream import Sampling, Stream, ban, bits_per_byte, distribution, generate, generate_uncached
+import stream as streaming
+from data import BOS, EOS, MASK, OFFSET, encode
+from diffusion import Blocks
+from stream import Counters, Stream
 
 
-def walk(model, patcher, ids, seed, reach=12, room=40, longest=50):
-    """Feed ids in random pieces with random rollbacks between -> logits (N, V) as last seen at each position, and the stream."""
-    rng, stream, i = random.Random(seed), Stream(model, patcher, reach=reach, room=room), 0
-    logits = torch.full((len(ids), 260), float("nan"), dtype=torch.float64)
-    while i < len(ids):
-        n = min(rng.choice([1, 1, 1, 2, 3, 7, longest]), len(ids) - i)
-        if rng.random() < 0.3 and n <= room:  # the two halves of extend, and a draft that must leave no trace
-            stream.advance(ids[i:i + n].tolist())
-            logits[i:i + n] = stream.decode()
-            stream.draft([4 + rng.randrange(256) for _ in range(rng.randrange(1, 5))], [MASK] * rng.randrange(4))
-        else:
-            logits[i:i + n] = stream.extend(ids[i:i + n].tolist())
-        i += n
-        if rng.random() < 0.4 and i < len(ids):
-            i = max(1, i - rng.randrange(reach + 1))
-            stream.rollback(i)
-    return logits, stream
+@torch.no_grad()
+def in_full(model, patcher, ids, provisional=(), block=(), open_patch=False):
+    """The slow twin of everything a Stream decodes: logits of all rows, by one full forward.
+
+    provisional: ids that no patch holds yet; block: cells of a block behind them; open_patch: the
+    patch still open is encoded as if it ended here.
+    """
+    closes = patcher.closes(ids)
+    if open_patch:
+        closes[-1] = True
+    text = torch.cat([ids, torch.tensor(list(provisional), dtype=ids.dtype)])
+    closes = torch.cat([closes, closes.new_zeros(len(provisional))])
+    blocks = None
+    if block:
+        n, K = len(text), len(block)
+        starts = torch.full((1, K), n)
+        blocks = Blocks(torch.tensor([list(block)]), n + torch.arange(K)[None], starts)
+    return model(text[None], closes[None], blocks)[0]
+
+
+class Walk:
+    """Feeds a text to a Stream in random pieces, with drafts and steps back between.
+
+    Everything that it decodes on the way is compared with `in_full`.
+    """
+
+    def __init__(self, model, patcher, ids, seed, max_rollback=12, max_rows=40):
+        self.model, self.patcher, self.ids = model, patcher, ids
+        self.rng, self.reached = random.Random(seed), 0
+        self.stream = Stream(model, patcher, max_rollback, max_rows)
+        # Logits of the sequence itself, as they were decoded last
+        self.logits = torch.full((len(ids), 260), float("nan"), dtype=torch.float64)
+
+    def run(self):
+        """-> logits (N, V) of the whole text."""
+        s, rng, longest = self.stream, self.rng, self.stream.max_rows - 16
+        while s.length < len(self.ids):
+            n = min(rng.choice([1, 1, 1, 2, 3, 7, longest]), len(self.ids) - s.length)
+            piece = self.ids[s.length : s.length + n].tolist()
+            if rng.random() < 0.3:
+                self.keep(s.extend(piece))
+            else:
+                s.advance(piece, encode_open=rng.random() < 0.5)
+                self.draft()
+            if rng.random() < 0.3 or s.length - s.decoded > 7:
+                self.catch_up()
+            if rng.random() < 0.4 and s.length < len(self.ids):
+                low = max(1, max(self.reached, s.furthest) - s.max_rollback)
+                s.rollback(rng.randrange(min(low, s.length), s.length + 1))
+                if rng.random() < 0.5:
+                    self.draft()
+        self.catch_up()
+        return self.logits
+
+    def keep(self, got):
+        """Remember the logits of the sequence's own last rows."""
+        self.logits[self.stream.length - len(got) : self.stream.length] = got
+
+    def catch_up(self):
+        """Decode what is still owed; no open patch is read any more."""
+        self.stream.forget_open()
+        if self.stream.decoded < self.stream.length:
+            self.keep(self.stream.decode())
+
+    def draft(self):
+        """Up to three passes with provisional rows and a block, which must leave no trace."""
+        s, rng, provisional = self.stream, self.rng, []
+        for _ in range(rng.randrange(4)):
+            more = [OFFSET + rng.randrange(256) for _ in range(rng.randrange(4))]
+            cells = [rng.choice([MASK, 104, 107]) for _ in range(rng.randrange(5))]
+            owed, open_patch = s.length - s.decoded, s.open_latent
+            if not owed + len(more) + len(cells):
+                continue
+            got = s.decode(more, cells)
+            provisional += more
+            self.reached = max(self.reached, s.length + len(provisional))
+            text = self.ids[: s.length]
+            full = in_full(self.model, self.patcher, text, provisional, cells, open_patch)
+            assert len(got) == owed + len(more) + len(cells)
+            assert torch.allclose(got, full[-len(got) :], atol=1e-9), "a draft's rows differ"
+            # A row that read the latent of an open patch is decoded again when that is forgotten.
+            own = range(s.length - owed, s.length - open_patch)
+            self.logits[own.start : own.stop] = got[: len(own)]
 
 
 @pytest.mark.parametrize("max_patch, mean", [(1, 1), (4, 2.5), (8, 1.3), (8, 4), (8, 7.5)])
 @pytest.mark.parametrize("window", [9, 24])
 def test_any_split_with_rollbacks_equals_the_full_forward(max_patch, mean, window):
+    """With drafts, blocks and latents of open patches between, all forgotten again."""
+    shape = dict(window=window, global_window=7, max_patch=max_patch, patcher_window=window // 2)
     for seed in range(3):
-        options = dict(window=window, global_window=7, max_patch=max_patch, patcher_window=window // 2)
-        model, patcher = make_models(seed, mean=mean, **options)
+        model, patcher = make_models(seed, mean=mean, **shape)
         ids = random_ids(160, seed)
-        closes = patcher.closes(ids)
-        with torch.no_grad():
-            full = model(ids[None], closes[None])[0]
-        logits, stream = walk(model, patcher, ids, seed)
+        walk, closes = Walk(model, patcher, ids, seed), patcher.closes(ids)
+        logits, full = walk.run(), in_full(model, patcher, ids)
         assert torch.allclose(logits, full, atol=1e-9), (logits - full).abs().max()
+        stream, counters = walk.stream, walk.stream.counters
         held = range(stream.forgotten, len(ids))
-        assert [stream.at(i).open_start == i + 1 for i in held] == closes[stream.forgotten:].tolist()
-        assert (stream.counters.bytes_advanced, stream.counters.patches) == (len(ids), int(closes.sum()))
+        assert [stream.closes(i) for i in held] == closes[stream.forgotten :].tolist()
+        known = counters.bytes_advanced, counters.patches_closed
+        assert known == (len(ids), int(closes.sum()))
 
 
 @pytest.mark.parametrize("kind", ["monotonic", "stride", "space"])
@@ -50,59 +120,114 @@ def test_other_patchers_stream_too(kind):
     model, patcher = make_models(1, kind=kind, max_patch=5)
     ids = random_ids(120, 1, alphabet=150) - 60  # spaces and punctuation among them
     ids[0] = BOS
-    with torch.no_grad():
-        full = model(ids[None], patcher.closes(ids)[None])[0]
-    assert torch.allclose(walk(model, patcher, ids, 1)[0], full, atol=1e-9)
+    logits = Walk(model, patcher, ids, 1).run()
+    assert torch.allclose(logits, in_full(model, patcher, ids), atol=1e-9)
+
+
+def test_eos_in_the_middle_closes_its_patch_in_a_stream_too():
+    """A model that goes on behind EOS sees the patches that it was trained on."""
+    model, patcher = make_models(3, max_patch=8, mean=7.5)
+    ids = random_ids(60, 3)
+    ids[[7, 8, 21, 40]] = EOS
+    walk = Walk(model, patcher, ids, 3)
+    assert torch.allclose(walk.run(), in_full(model, patcher, ids), atol=1e-9)
+    assert all(walk.stream.closes(i) for i in (7, 8, 21, 40))
 
 
 def test_a_trained_model_streams_as_it_runs_in_full(trained, corpus_file):
     model, patcher = trained
-    ids = torch.tensor([BOS] + [b + 4 for b in corpus_file.read_bytes()[3000:3500]])
-    with torch.no_grad():
-        full = model(ids[None], patcher.closes(ids)[None])[0]
-    assert torch.allclose(walk(model, patcher, ids, 0)[0], full, atol=1e-9)
+    ids = torch.tensor([BOS, *encode(corpus_file.read_bytes()[3000:3500])])
+    logits = Walk(model, patcher, ids, 0).run()
+    assert torch.allclose(logits, in_full(model, patcher, ids), atol=1e-9)
 
 
-def test_greedy_generation_equals_repeated_full_forwards_past_the_wrap_around(trained):
-    """Guards: a cached generate that differs from the uncached one, from the second byte on or once buffers are full."""
-    for (model, patcher), prompts in ((make_models(0, window=16, global_window=4), [[], [100, 101]]),
-                                      (trained, [[], [104, 105, 106, 36]])):
-        for prompt in prompts:
-            n = 150 if model is trained[0] else 700
-            slow = generate_uncached(model, patcher, prompt, n if prompt else 40, Sampling(ignore_eos=True))
-            made = generate(model, patcher, prompt, n if prompt else 40, Sampling(ignore_eos=True))
-            assert made.ids == slow and len(slow) == (n if prompt else 40)
-    assert Stream(*make_models(0, window=16, global_window=4)).decoder_cache.capacity < 700, "the buffers should have wrapped"
+# ---- the patch still open
 
 
-def test_counters_count_passes_that_really_ran():
-    model, patcher = make_models(2)
-    ran = {"decoder": 0, "encoder": 0, "globe": 0, "entropy": 0}
-    for name, module in (("decoder", model.decoder), ("encoder", model.encoder), ("globe", model.globe), ("entropy", patcher.model)):
-        module.register_forward_hook(lambda *_, name=name: ran.__setitem__(name, ran[name] + 1))
-    made = generate(model, patcher, [104, 105], 90, Sampling(ignore_eos=True))
-    c = made.counters
-    assert ran["decoder"] == c.decoder + c.prefill["decoder"] and ran["entropy"] == c.entropy + c.prefill["entropy"]
-    assert ran["encoder"] == ran["globe"] == c.encoder_global + c.prefill["encoder_global"]
-    assert c.decoder == c.entropy == 89  # the prefill gave the first byte
-    assert c.encoder_global == c.patches > 5  # plain decoding: one call for each patch closed, exactly
+@pytest.mark.parametrize("seed, max_patch, mean", [(0, 8, 3), (1, 4, 2), (2, 8, 7.5), (3, 1, 1)])
+def test_an_open_patch_is_read_as_if_it_ended_here(seed, max_patch, mean):
+    """Algorithm 1: before a draft everything decided is encoded, at any length of any text.
+
+    The last row and a block read that latent; the rows before read what they always read.
+    """
+    model, patcher = make_models(seed, window=16, max_patch=max_patch, mean=mean)
+    ids, cells, open_ones = random_ids(70, seed), [MASK, 105, MASK, MASK], 0
+    for n in range(1, 60, 3):
+        stream, text = Stream(model, patcher, max_rows=40), ids[:n]
+        stream.prefill(text[: n // 2].tolist())
+        stream.advance(text[n // 2 :].tolist(), encode_open=True)
+        assert stream.counters.encoder_global == 1
+        got = stream.decode(block=cells)
+        forced = in_full(model, patcher, text, block=cells, open_patch=True)
+        assert torch.allclose(got, forced[-len(got) :], atol=1e-9), n
+        open_ones += stream.open_latent
+
+        # Forgotten, the last row and a block read the last closed patch again.
+        stream.forget_open()
+        got = stream.decode(block=cells)
+        plain = in_full(model, patcher, text, block=cells)
+        assert torch.allclose(got, plain[-len(got) :], atol=1e-9), n
+        following = ids[n : n + 5].tolist()
+        longer = in_full(model, patcher, ids[: n + 5])
+        assert torch.allclose(stream.extend(following), longer[-5:], atol=1e-9), n
+    assert open_ones > 3 or max_patch == 1
+
+
+def test_every_byte_with_its_open_patch_costs_one_call():
+    """Exactly one encoder/global call an advance, whether its last byte closes a patch or not."""
+    model, patcher = make_models(0)
+    ran, stream, ids = count_passes(model, patcher), Stream(model, patcher), random_ids(40, 1)
+    for i, id_ in enumerate(ids.tolist(), 1):
+        stream.advance([id_], encode_open=True)
+        assert ran["encoder"] == ran["globe"] == stream.counters.encoder_global == i
+        assert stream.open_latent != stream.closes(i - 1)
+    assert stream.counters.patches_closed == int(patcher.closes(ids).sum())
+
+
+# ---- what it counts and holds
+
+
+def test_a_prefill_is_counted_apart():
+    """Longer than a pass takes, and the empty one."""
+    model, patcher = make_models(1)
+    stream, ids = Stream(model, patcher, max_rows=16), random_ids(50)
+    logits = stream.prefill(ids.tolist())
+    closed = int(patcher.closes(ids).sum())
+    assert torch.allclose(logits, in_full(model, patcher, ids)[-1], atol=1e-9)
+    prefill = stream.counters.prefill
+    assert prefill["decoder"] == prefill["entropy"] == 4  # pieces of 16
+    assert 1 <= prefill["encoder_global"] <= min(4, closed)
+    assert stream.counters == Counters(prefill=prefill)
+    assert Stream(model, patcher).prefill([]) is None
 
 
 def test_memory_stays_flat():
     model, patcher = make_models(0)
-    stream = Stream(model, patcher, reach=8, room=16)
+    stream = Stream(model, patcher, max_rollback=8, max_rows=16)
     sizes, held = [], []
     for _ in range(4):
         for piece in random_ids(1600, 3).split(16):
             stream.extend(piece.tolist())
-        caches = (stream.entropy_cache, stream.encoder_cache, stream.global_cache, stream.decoder_cache, stream.latent_cache)
-        sizes.append([c.rows.numel() for c in caches])
+        caches = [cache for cache in vars(stream).values() if hasattr(cache, "rows")]
+        sizes.append([cache.rows.numel() for cache in caches])
         held.append(len(stream.known))
-    assert all(s == sizes[0] for s in sizes) and max(held) < 400 and stream.length == 6400
+    assert len(sizes[0]) == 5 and all(s == sizes[0] for s in sizes)
+    assert max(held) < 400 and stream.length == 6400
+
+
+def test_more_rows_than_a_pass_takes_are_refused():
+    """Advance takes any length, in pieces; a decoder pass that owes them all does not."""
+    stream = Stream(*make_models(0), max_rows=16)
+    stream.advance(random_ids(40).tolist())
+    with pytest.raises(ValueError, match="40 decoder rows"):
+        stream.decode()
+
+
+# ---- rollbacks
 
 
 def test_rollback_beyond_reach_is_refused():
-    stream = Stream(*make_models(0), reach=5)
+    stream = Stream(*make_models(0), max_rollback=5)
     stream.extend(random_ids(30).tolist())
     for length in (24, 0, 31):
         with pytest.raises(ValueError, match="reaches 5 bytes"):
@@ -111,47 +236,75 @@ def test_rollback_beyond_reach_is_refused():
     assert stream.length == 25
 
 
+def test_rollbacks_in_a_row_reach_no_further_than_one():
+    """Guards: a limit measured from the present length.
+
+    Rollbacks in a row then passed what the caches hold, and wrong entries were read silently.
+    """
+    model, patcher = make_models(0, window=9, global_window=4)
+    stream, ids = Stream(model, patcher, max_rollback=5, max_rows=16), random_ids(200)
+    for piece in ids.split(16):
+        stream.extend(piece.tolist())
+    for length in (198, 197, 195):
+        stream.rollback(length)
+    for length in (194, 190, 1):
+        with pytest.raises(ValueError, match="reaches 5 bytes"):
+            stream.rollback(length)
+    # One byte more is no way further back: what was let go at length 200 is gone.
+    stream.extend(ids[195:196].tolist())
+    with pytest.raises(ValueError, match="reaches 5 bytes"):
+        stream.rollback(194)
+    stream.rollback(195)
+    full = in_full(model, patcher, ids)
+    assert torch.allclose(stream.extend(ids[195:].tolist()), full[195:], atol=1e-9)
+    stream.extend(random_ids(9, 4)[1:].tolist())  # beyond the old furthest length: 208
+    stream.rollback(203)
+    with pytest.raises(ValueError, match=r"furthest.*208"):
+        stream.rollback(202)
+
+
+def test_provisional_rows_take_nothing_from_what_a_rollback_may_reach():
+    """A long self-draft turns the decoder's buffer over as real bytes do; then all goes back."""
+    model, patcher = make_models(0, window=9, global_window=4)
+    stream, ids = Stream(model, patcher, max_rollback=5, max_rows=8), random_ids(200)
+    full = in_full(model, patcher, ids)
+    stream.extend(ids[:6].tolist())
+    for i in range(6, 195):
+        stream.extend(ids[i : i + 1].tolist())
+        for _ in range(5):
+            stream.decode([104])
+        stream.rollback(i - 4)
+        got = stream.extend(ids[i - 4 : i + 1].tolist())
+        assert torch.allclose(got, full[i - 4 : i + 1], atol=1e-9), i
+
+
+# ---- what is refused
+
+
 def test_a_batch_is_refused():
     for batch in ([[BOS, 100], [BOS, 101]], [torch.tensor([BOS, 100])]):
         with pytest.raises(ValueError, match="one sequence"):
             Stream(*make_models(0)).extend(batch)
 
 
-def test_special_ids_are_never_generated_and_eos_only_ends():
-    sampling = Sampling(temperature=1.0)
-    p = distribution(torch.zeros(1, 260), sampling)[0]
-    assert p[[PAD, BOS, MASK]].sum() == 0 and p[EOS] > 0 and p.sum() == pytest.approx(1.0)
-    assert distribution(torch.zeros(1, 260), Sampling(ignore_eos=True))[0][EOS] == 0
-    favour = torch.zeros(1, 260)
-    favour[0, [PAD, BOS, MASK]] = 99.0
-    assert distribution(favour, Sampling())[0].argmax() not in (PAD, BOS, MASK)
-    assert favour[0, PAD] == 99.0, "ban must not change what it is given"
-    model, patcher = make_models(0)
-    with torch.no_grad():
-        model.decoder.head.weight[EOS] = model.decoder.head.weight[97 + 4] * 1.01
-    made = generate(model, patcher, [], 400, Sampling(temperature=1.0, seed=1))
-    assert len(made.ids) < 400 and not {PAD, BOS, EOS, MASK} & set(made.ids)
-    assert ban(torch.zeros(3, 260), Sampling()).isinf().sum() == 9
+def test_patches_longer_than_the_model_takes_are_refused():
+    model, _ = make_models(0, max_patch=4)
+    _, patcher = make_models(0, max_patch=8)
+    with pytest.raises(ValueError, match="patches of 8 bytes, the model takes 4"):
+        Stream(model, patcher)
 
 
-def test_top_p_keeps_the_fewest_ids_that_hold_it():
-    logits = torch.full((1, 260), -30.0)
-    logits[0, 10:14] = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    for top_p, kept in ((0.4, 1), (0.5, 1), (0.7, 2), (0.9, 3), (1.0, 4)):
-        p = distribution(logits, Sampling(temperature=1.0, top_p=top_p))[0]
-        assert (p > 1e-9).sum() == kept and p.sum() == pytest.approx(1.0)
+# ---- run
 
 
-def test_sampling_is_reproducible_and_varied():
-    model, patcher = make_models(0)
-    one, same, other = (generate(model, patcher, [], 40, Sampling(1.0, 0.9, True, seed)).ids for seed in (1, 1, 2))
-    assert one == same != other
-
-
-def test_bits_per_byte_equals_the_full_forwards_loss(trained):
-    model, patcher = trained
-    ids = torch.cat([random_ids(900, 4), torch.tensor([EOS])])
-    with torch.no_grad():
-        logits = model(ids[None], patcher.closes(ids)[None])[0, :-1]
-    bits = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item() / 0.6931471805599453 / (len(ids) - 2)
-    assert bits_per_byte(model, patcher, [ids]) == pytest.approx(bits, rel=1e-6)
+def test_it_shows_a_texts_way_through_the_model(trained_file, capsys):
+    """A row for each byte: what closes, which latent it reads, passes so far of the three parts."""
+    streaming.main(["--text", "def main():", "--checkpoint", str(trained_file)])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line][-12:]
+    assert rows[0].startswith("BOS") and "closes" in rows[0] and rows[1].startswith("d ")
+    closed = 0
+    for i, row in enumerate(rows, 1):
+        closed += "closes" in row
+        numbers = [int(word) for word in row.split() if word.isdigit()]
+        assert numbers[:4] == [closed, i, closed, i], row

@@ -1,4 +1,5 @@
-"""What this machine can do, measured where it matters: device, number format, matrix products, memory."""
+"""What this machine can do, measured: device, number format, matrix products, memory."""
+
 import ctypes
 import statistics
 import sys
@@ -6,11 +7,13 @@ import time
 
 import torch
 
-from terminal import BadInput
+from support.terminal import BadInput
 
 
 def median_seconds_in_turn(works, repeats):
-    """Wall-clock of several functions (a dict), run in turn after a warm-up -> (dict of medians, largest spread).
+    """Wall-clock of several functions (a dict), run in turn after a warm-up.
+
+    -> (dict of medians in seconds, largest spread).
 
     The spread of one is the width of the middle half of its times over their median.
     """
@@ -24,7 +27,9 @@ def median_seconds_in_turn(works, repeats):
             if i >= 3:
                 times[name].append(time.perf_counter() - began)
     quartiles = {name: statistics.quantiles(t, n=4) for name, t in times.items()}
-    return {name: q[1] for name, q in quartiles.items()}, max((q[2] - q[0]) / q[1] for q in quartiles.values())
+    return {name: q[1] for name, q in quartiles.items()}, max(
+        (q[2] - q[0]) / q[1] for q in quartiles.values()
+    )
 
 
 def median_seconds(work, repeats=30):
@@ -34,26 +39,37 @@ def median_seconds(work, repeats=30):
 
 def product_speed(dtype, device, n=1024):
     """Measured speed of matrix products in operations a second."""
-    a, b = torch.randn(4 * n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
-    return 8 * n ** 3 / median_seconds(lambda: (a @ b).sum().item(), 5)
+    generator = torch.Generator().manual_seed(0)  # the global one belongs to training
+    a, b = (torch.randn(m, n, generator=generator).to(device, dtype) for m in (4 * n, n))
+    return 8 * n**3 / median_seconds(lambda: (a @ b).sum().item(), 5)
 
 
 def choose_dtype(name, device):
-    """auto: bfloat16 where its matrix products are measured at least twice as fast as float32's."""
+    """A number format by name; auto: bfloat16 where its products are measured twice as fast."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    return torch.bfloat16 if product_speed(torch.bfloat16, device) > 2 * product_speed(torch.float32, device) else torch.float32
+    # Small products: a CPU without bfloat16 arithmetic would take a minute over large ones.
+    n = 256 if device == "cpu" else 1024
+    half, full = product_speed(torch.bfloat16, device, n), product_speed(torch.float32, device, n)
+    return torch.bfloat16 if half > 2 * full else torch.float32
 
 
 def choose_device(name):
-    """A device name, or auto for the best there is. Raises BadInput for one that this machine or this torch does not have."""
+    """A device name, or auto for the best there is.
+
+    Raises BadInput for one that this machine or this torch does not have.
+    """
     if name != "auto":
         try:
             torch.zeros(1, device=name)
         except (RuntimeError, AssertionError, NotImplementedError):
-            raise BadInput(f"there is no device '{name}' here: give cpu, or leave --device out") from None
+            raise BadInput(
+                f"there is no device '{name}' here: give cpu, or leave --device out"
+            ) from None
         return name
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def memory_bandwidth(device, size=1 << 28):
@@ -66,17 +82,22 @@ def free_memory():
     """Bytes of memory that can be had, or None where the system does not say."""
     try:
         with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+            return next(
+                int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")
+            )
     except (OSError, StopIteration):
         return None
 
 
 def keep_memory():
-    """Let glibc keep freed buffers of up to 32 MB instead of handing them back: on a CPU, fresh pages cost a step a sixth of its time."""
+    """Let glibc keep freed buffers of up to 32 MB instead of handing them back.
+
+    On a CPU, fresh pages cost a training step a sixth of its time.
+    """
     if sys.platform == "linux":
         try:
             libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-3, 1 << 25)        # M_MMAP_THRESHOLD
-            libc.mallopt(-1, 2 ** 31 - 1)    # M_TRIM_THRESHOLD
+            libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         except (OSError, AttributeError):
             pass  # another libc: only slower

@@ -1,0 +1,108 @@
+"""More passes, more diverse samples? (Fast BLT §6)
+
+BLT-D writes without a prompt, under entropy-bounded unmasking with many a γ and top-p. For each
+setting stand the decoder passes that a byte took and the type-token ratio of what was written.
+"""
+
+import statistics
+from itertools import product
+
+import numpy as np
+from tqdm import tqdm
+
+from data import decode
+from evaluation.plots import Point, draw_points
+from evaluation.report import print_rows, standard_error, with_error
+from generate import Generation, Sampling
+from speculate import Drafting, check_mode, run_mode
+from support.terminal import table
+
+GAMMAS, TOP_PS = (0.5, 0.8, 1.0, 1.2), (0.8, 0.9, 1.0)
+
+
+def type_token_ratio(data):
+    """Different words over all words of a text; 0 where there are none."""
+    words = data.split()
+    return len(set(words)) / max(1, len(words))
+
+
+def evaluate_diversity(model, patcher, options):
+    """Sweep γ of entropy-bounded unmasking and top-p; print a row a setting and a correlation."""
+    # Refuse a plain BLT before anything is generated.
+    check_mode("bltd", model, Drafting(block_size=options.block_size))
+    grid = tqdm(list(product(GAMMAS, TOP_PS)), desc="settings", leave=False)
+    rows = [measure(model, patcher, gamma, top_p, options) for gamma, top_p in grid]
+    passes = [row["decoder_nfes_per_byte"] for row in rows]
+    ratios = [row["type_token_ratio"] for row in rows]
+    # There is no correlation where nothing varies.
+    correlation = None
+    if len(set(passes)) > 1 and len(set(ratios)) > 1:
+        correlation = float(np.corrcoef(passes, ratios)[0, 1])
+    if options.json:
+        print_rows([*rows, {"task": "diversity", "correlation": correlation}])
+    else:
+        print_diversity(rows, correlation)
+    if options.plot:
+        panels = {"decoder NFEs a byte": plot_series(rows)}
+        draw_points(options.plot, "word type-token ratio", panels)
+
+
+def measure(model, patcher, gamma, top_p, options):
+    """--limit samples under one setting, each with a seed of its own -> a row.
+
+    A row is a dict of the JSON keys that the task prints.
+    """
+    # γ is nats of entropy that one step may unmask: a smaller γ takes more passes.
+    drafting = Drafting(block_size=options.block_size, unmask="entropy", gamma=gamma)
+    made = []
+    for sample in range(options.limit):
+        sampling = Sampling(
+            temperature=options.temperature,
+            top_p=top_p,
+            ignore_eos=options.ignore_eos,
+            seed=options.seed + sample,
+        )
+        made.append(
+            run_mode("bltd", model, patcher, [], options.bytes, drafting, sampling=sampling)
+        )
+    ratios = [type_token_ratio(decode(generation.ids)) for generation in made]
+    cost = Generation.total(made).cost()
+    return {
+        "task": "diversity",
+        "gamma": gamma,
+        "top_p": top_p,
+        "type_token_ratio": statistics.mean(ratios),
+        "type_token_ratio_se": standard_error(ratios),
+        "decoder_nfes_per_byte": cost["decoder_nfes"] / max(1, cost["new_bytes"]),
+        **cost,
+    }
+
+
+def plot_series(rows):
+    """The rows as series for `draw_points` -> {top-p: Points named by their γ}."""
+    series = {}
+    for row in rows:
+        x, y = row["decoder_nfes_per_byte"], row["type_token_ratio"]
+        point = Point(x, y, row["type_token_ratio_se"], f"γ {row['gamma']}")
+        series.setdefault(f"top-p {row['top_p']}", []).append(point)
+    return series
+
+
+def print_diversity(rows, correlation):
+    """The rows as a table, and the correlation below."""
+    header = ["γ, top-p", "type-token ratio", "decoder NFEs/B", "bytes", "bytes/s"]
+    cells = []
+    for row in rows:
+        ratio, error = row["type_token_ratio"], row["type_token_ratio_se"]
+        cells.append(
+            [
+                f"{row['gamma']} {row['top_p']}",
+                with_error(ratio, error, ".3f", ".3f"),
+                f"{row['decoder_nfes_per_byte']:.3f}",
+                row["new_bytes"],
+                f"{row['bytes_per_second']:.0f}",
+            ]
+        )
+    print(table(header, cells))
+    said = "none, one of them is constant" if correlation is None else f"{correlation:.2f}"
+    print(f"\ncorrelation of type-token ratio and decoder NFEs a byte over the settings: {said}")

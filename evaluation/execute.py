@@ -1,0 +1,112 @@
+"""Run a program that a model wrote, in a process of its own with limits. NO SECURITY SANDBOX.
+
+The limits end accidents: endless loops, memory hogs, files outside the program's own empty folder,
+new processes, connections. A program that means harm can get around them, so nothing is run unless
+the user says `--allow-code-execution`; run models that you do not trust inside a container or
+virtual machine that has nothing to lose.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+from support.terminal import BadInput
+
+SECONDS, MEGABYTES, FILE_MEGABYTES = 5.0, 1024, 4
+
+# Runs in the child. Limits first, then a hook that Python calls before it opens files, starts
+# processes or connects. Only a program that reaches its end makes the child write the token that
+# it was given.
+CHILD = r"""
+import os, sys
+token, source, out = sys.stdin.readline(), sys.stdin.read(), os.dup(1)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+os.set_inheritable(out, False)
+import resource
+LIMITS = {
+    "CPU": SECONDS + 1, "AS": MEGABYTES << 20, "FSIZE": FILE_MEGABYTES << 20, "NPROC": 0, "CORE": 0
+}
+for name, value in LIMITS.items():
+    try:
+        resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
+    except (AttributeError, ValueError, OSError):
+        pass  # a system without this limit; time and the hook below still hold
+folder = os.path.realpath(os.getcwd())
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+FORBIDDEN = (
+    "os.fork", "os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.kill", "subprocess",
+    "pty", "socket", "ctypes", "signal.pthread_kill", "resource.setrlimit", "os.chmod",
+    "os.chown", "os.utime", "os.fchdir",
+)
+CHANGES = (
+    "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
+    "os.chdir",
+)
+
+def outside(path, real=os.path.realpath, decode=os.fsdecode):
+    if not isinstance(path, (str, bytes)):
+        return False
+    return not (real(decode(path)) + "/").startswith(folder + "/")
+
+def hook(event, arguments):
+    if event.startswith(FORBIDDEN):
+        raise PermissionError(event + " is not allowed here")
+    changes = event in CHANGES
+    opens_outside = event == "open" and arguments[2] & WRITING and outside(arguments[0])
+    # a path that counts from an open folder (dir_fd) is not looked at: none may be given
+    last = arguments[-1] if arguments else None
+    below_a_folder = changes and event != "os.truncate" and isinstance(last, int) and last >= 0
+    if opens_outside or below_a_folder or changes and any(map(outside, arguments)):
+        raise PermissionError("only the program's own folder may change")
+
+sys.addaudithook(hook)
+sys.stdin = open(os.devnull)
+exec(compile(source, "program", "exec"), {"__name__": "__main__"})
+os.write(out, token.encode())
+"""
+
+
+def run_program(source, seconds=SECONDS, megabytes=MEGABYTES):
+    """Run Python source -> "passed" if it ran to its end, else "failed" or "timed out".
+
+    The token is a secret of this run, so a program that merely exits early can't claim success.
+    Raises BadInput where the system has no such limits (Windows).
+    """
+    if os.name != "posix":
+        raise BadInput(
+            "running programs needs a POSIX system (Linux, macOS, WSL): this one can't limit them"
+        )
+    token, folder = secrets.token_hex(16), tempfile.mkdtemp(prefix="program-")
+    limits = f"SECONDS, MEGABYTES = {int(seconds)}, {megabytes}\nFILE_MEGABYTES = {FILE_MEGABYTES}"
+    try:
+        # A session of its own, so that all that it may have started ends with it; no variables of
+        # ours but a PATH; -I keeps the folder and the user's packages out of its imports.
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-c", limits + CHILD],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            errors="surrogatepass",
+            start_new_session=True,
+            env={"PATH": os.defpath, "PYTHONHASHSEED": "0", "TMPDIR": folder},
+        )
+        try:
+            said, _ = child.communicate(f"{token}\n{source}", timeout=seconds)
+            return "passed" if said == token + "\n" else "failed"
+        except subprocess.TimeoutExpired:
+            return "timed out"
+        finally:
+            # The child and whatever it left behind, unless they are gone already.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,215 @@
+"""Where a training run comes from, all that it is, and the file it is kept in.
+
+A run begins with nothing (`fresh`), with the weights of another (`initialised`), or where it was
+interrupted (`resumed`): three functions that each return one Run.
+"""
+
+import os
+import time
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+
+from data import Corpus, corpus_of
+from diffusion import RECIPES, SIZES, Recipe
+from model import BLT, PRESETS, BLTConfig, model_from
+from patcher import KINDS, Patcher, patcher_from
+from support import checkpoint
+from support.flags import refuse_changes, training_parser
+from support.machine import choose_device, choose_dtype
+from support.presets import TrainingSettings
+from support.terminal import BadInput
+
+# What flags may change of a preset's shape
+SHAPE = ("max_patch", "decoder_layers", "global_layers", "ngram_table_size")
+
+
+@dataclass
+class Run:
+    """All that one training run is: what was asked for, what it has made, and how far it is."""
+
+    asked: dict  # settings by the names of their flags; they do not change on --resume
+    out: str
+    device: str
+    corpus: Corpus
+    patcher: Patcher
+    model: BLT
+    dtype: torch.dtype
+    stage: str = "patcher"  # then "model"
+    step: int = 0  # of the stage
+    steps: int | None = None  # None: not known yet
+    optimizer: dict | None = None  # its state when the run was last saved
+    results: dict = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def recipe(self):
+        """The BLT-D recipe asked for."""
+        return recipe_of(self.asked)
+
+    @property
+    def settings(self):
+        """How the model is trained."""
+        return TrainingSettings(**{name: self.asked[name] for name in asdict(TrainingSettings())})
+
+    @property
+    def seconds(self):
+        """Since this process took the run up."""
+        return time.perf_counter() - self.began
+
+
+def recipe_of(asked):
+    """The BLT-D recipe among what was asked for. Raises BadInput for one that can't be."""
+    return Recipe(**{name: asked[name] for name in asdict(Recipe())})
+
+
+def new_model(config, seed):
+    """A BLT whose weights only its shape and the seed decide."""
+    torch.manual_seed(seed)
+    return BLT(config).init_weights()
+
+
+def fresh(asked, out, device):
+    """A run that begins with nothing."""
+    preset, corpus = PRESETS[asked["preset"]], corpus_of(asked["data"])
+    torch.manual_seed(asked["seed"])
+    shape = {name: asked[name] for name in ("block_size", *SHAPE)}
+    of_patcher = {name: asked[name] for name in ("max_patch", "reset_at_newline")}
+    patcher = Patcher(replace(preset.patcher, kind=asked["patcher"], **of_patcher))
+    patcher.model.init_weights()
+    model = new_model(replace(preset.model, **shape), asked["seed"])
+    dtype = choose_dtype(asked["dtype"], device)
+    return Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype)
+
+
+def initialised(asked, out, device, saved):
+    """A run that begins with the weights and the patcher of a loaded checkpoint.
+
+    The patcher stays as it is: other boundaries would make other patches of the same bytes.
+    """
+    torch.manual_seed(asked["seed"])
+    model, corpus = model_from(saved), corpus_of(asked["data"])
+    model.config.block_size = asked["block_size"]
+    patcher, dtype = patcher_from(saved), choose_dtype(asked["dtype"], device)
+    run = Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype, "model")
+    run.results["mean_patch_held_out"] = saved["results"]["mean_patch_held_out"]
+    return run
+
+
+def resumed(out, device, saved):
+    """The interrupted run of a loaded checkpoint, where it was."""
+    corpus, asked = corpus_of(saved["asked"]["data"]), saved["asked"]
+    if saved["corpus"]["sha256"] != corpus.sha256:
+        raise BadInput("the corpus is not the one this run began with: its hash has changed")
+    if saved["model"]:
+        model = model_from(saved)
+    else:  # it was still at its patcher
+        model = new_model(BLTConfig(**saved["config"]), asked["seed"])
+    patcher, dtype = patcher_from(saved), getattr(torch, saved["dtype"])
+    run = Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype)
+    run.stage, run.step, run.steps = (saved["progress"][k] for k in ("stage", "step", "steps"))
+    run.optimizer, run.results = saved["optimizer"], saved["results"]
+    torch.set_rng_state(saved["rng"])  # last: building modules draws from it
+    return run
+
+
+def save(run):
+    """Everything that --resume and generation need, in one file."""
+    contents = {
+        "asked": run.asked,
+        "config": asdict(run.model.config),
+        "patcher_config": asdict(run.patcher.config),
+        "patcher": run.patcher.state_dict(),
+        "model": run.model.state_dict() if run.stage == "model" else None,
+        "optimizer": run.optimizer,
+        "progress": {"stage": run.stage, "step": run.step, "steps": run.steps},
+        "rng": torch.get_rng_state(),
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "results": run.results,
+        "corpus": {
+            "origin": run.corpus.origin,
+            "bytes": run.corpus.size,
+            "sha256": run.corpus.sha256,
+        },
+    }
+    checkpoint.save(run.out, contents)
+
+
+# ---- what was asked for
+
+PARSER = training_parser(PRESETS, (0, *SIZES), RECIPES, KINDS)
+
+
+def defaults(preset, recipe):
+    """What is asked for where no flag says otherwise."""
+    return {
+        "data": None,
+        "preset": preset,
+        "minutes": 8.8,
+        "steps": None,
+        "recipe": recipe,
+        "patcher": "entropy",
+        "patch_size": 4.0,
+        "reset_at_newline": False,
+        **{name: getattr(PRESETS[preset].model, name) for name in SHAPE},
+        "seed": 0,
+        "dtype": "auto",
+        **asdict(PRESETS[preset].training),
+        **asdict(Recipe(**RECIPES[recipe])),
+    }
+
+
+def known_of(saved):
+    """What a loaded checkpoint says of the flags that shape model and patcher.
+
+    Raises BadInput for a shape of no preset, whose training settings would be unknown.
+    """
+    known = {name: saved["config"][name] for name in SHAPE}
+    patcher = saved["patcher_config"]
+    known |= {"patcher": patcher["kind"], "max_patch": patcher["max_patch"]}
+    known["reset_at_newline"] = patcher.get("reset_at_newline", False)
+    asked = saved.get("asked", {})
+    known["patch_size"] = asked.get("patch_size", 4.0)
+    if "preset" in asked:
+        return {**known, "preset": asked["preset"]}
+    config = {**saved["config"], "block_size": 0}
+    for name, preset in PRESETS.items():
+        if asdict(preset.model) == config:
+            return {**known, "preset": name}
+    raise BadInput("this checkpoint has the shape of no preset: its training settings are unknown")
+
+
+def begin(options):
+    """The run that the flags ask for."""
+    out, device = options.out or options.resume or checkpoint.DEFAULT, choose_device(options.device)
+    folder = os.path.dirname(out)
+    if folder and not os.path.isdir(folder):
+        raise BadInput(f"there is no folder {folder} to write {out} in")
+    kept_apart = ("out", "device", "resume", "init_from")
+    given = {k: v for k, v in vars(options).items() if v is not None and k not in kept_apart}
+    if options.resume:
+        saved = checkpoint.load(options.resume)
+        if "asked" not in saved or "after" not in saved["asked"]:
+            raise BadInput(
+                f"{options.resume} can't be resumed: it was exported, or begun by older code"
+            )
+        refuse_changes(
+            PARSER, given, saved["asked"], "can't change on --resume: this run began with"
+        )
+        return resumed(out, device, saved)
+    if not options.init_from:
+        preset, recipe = given.get("preset", "tiny"), given.get("recipe", "ours")
+        asked = {**defaults(preset, recipe), **given}
+        if asked["patch_size"] > asked["max_patch"]:
+            mean = f"--patch-size {asked['patch_size']:g}"
+            raise BadInput(f"{mean} can't be the mean of patches of at most {asked['max_patch']}")
+        recipe_of(asked)  # a bad one is refused before anything is read
+        return fresh(asked, out, device)
+    saved = checkpoint.load(options.init_from)
+    if not saved["model"]:
+        raise BadInput(f"{options.init_from} holds only a patcher: finish that run first")
+    known = known_of(saved)
+    refuse_changes(PARSER, given, known, f"contradicts {options.init_from}, which has")
+    asked = {**defaults(known["preset"], given.get("recipe", "ours")), **known, **given}
+    recipe_of(asked)
+    return initialised(asked, out, device, saved)

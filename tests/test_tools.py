@@ -1,0 +1,241 @@
+"""scripts/: the paper's rows priced by hand, passes timed, an export, pictures."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import make_models
+from test_scripts import refused
+
+import sample
+import train
+from bandwidth import PassSeconds
+from data import corpus_of, document_ids
+from model import load_model
+from patcher import mean_patch
+from scripts import benchmark, export, figures
+from scripts.benchmark import DECODER_ROWS, PATCHES, passes_of, priced_paper, seconds_of
+from support import checkpoint
+from support.paper import read_paper, recompute
+from support.terminal import BadInput
+
+# ---- benchmark
+
+
+def row(method, decoder, calls, block_size="", setting="", task="fr-en"):
+    """A row of the paper's tables, as far as its price goes."""
+    nfes = {"decoder_nfes": decoder, "encoder_global_nfes": calls}
+    return nfes | {"method": method, "task": task, "block_size": block_size, "setting": setting}
+
+
+def test_the_passes_behind_a_row_by_hand():
+    """Mean patch 2. Nine-row passes and one patch a call, whatever the row, were the bug."""
+    assert passes_of(row("BLT", 512.0, 256.0), 2.0) == [
+        ("decoder", 1, 512.0),
+        ("encoder+global", 1, 256.0),
+    ]
+    # 106 rounds: 420 drafted bytes, 106 verifications of the decided byte and 4 drafted ones
+    assert passes_of(row("BLT-S", 526.0, 212.0, setting="k=4"), 2.0) == [
+        ("decoder", 1, 420.0),
+        ("encoder+global", 1, 106.0),
+        ("decoder", 5, 106.0),
+        ("encoder+global", 2.5, 106.0),
+    ]
+    # 64 blocks: their first passes take the block before along, 83 further steps do not
+    assert passes_of(row("BLT-D", 147.0, 64.0, "8", "alpha=0.5"), 2.0) == [
+        ("decoder", 16, 64.0),
+        ("decoder", 8, 83.0),
+        ("encoder+global", 4.0, 64.0),
+    ]
+    # 100 rounds of 150 drafting passes, the first of each with the decided byte in front
+    assert passes_of(row("BLT-DV", 250.0, 200.0, "16", "gamma=1.5"), 2.0) == [
+        ("decoder", 17, 100.0),
+        ("decoder", 16, 50.0),
+        ("encoder+global", 1, 100.0),
+        ("decoder", 17, 100.0),
+        ("encoder+global", 8.5, 100.0),
+    ]
+
+
+@pytest.mark.parametrize("size", ["1B", "3B"])
+def test_every_row_of_the_paper_is_priced_by_passes_that_are_timed(size):
+    rows = [r for r in read_paper() if r["model_size"] == size]
+    plain = {r["task"]: r for r in rows if r["method"] == "BLT"}
+    for r in rows:
+        blt = plain[r["task"]]
+        passes = passes_of(r, blt["decoder_nfes"] / blt["encoder_global_nfes"])
+        decoder = [p for p in passes if p.part == "decoder"]
+        calls = [p for p in passes if p.part == "encoder+global"]
+        assert all(p.count >= 0 for p in passes), r
+        assert sum(p.count for p in decoder) == r["decoder_nfes"]
+        assert sum(p.count for p in calls) == r["encoder_global_nfes"]
+        assert all(p.width in DECODER_ROWS for p in decoder)
+        assert all(1 <= p.width <= max(PATCHES) for p in calls)
+
+
+def known_times():
+    """Easy numbers: a pass of n rows takes n seconds, one that closes m patches 10 + m."""
+    decoder = {n: float(n) for n in DECODER_ROWS}
+    closing = {m: 10.0 + m for m in PATCHES}
+    return PassSeconds(decoder=decoder, patcher={}, encoder_global=closing, spread=0.0)
+
+
+def test_seconds_follow_from_passes_and_lie_on_a_line_between_two_that_were_timed():
+    passes = passes_of(row("BLT-S", 526.0, 212.0, setting="k=4"), 2.0)
+    by_hand = 420 * 1 + 106 * 11 + 106 * 5 + 106 * 12.5
+    assert seconds_of(passes, known_times()) == pytest.approx(by_hand)
+
+
+def test_a_row_is_priced_with_the_mean_patch_of_its_own_task():
+    rows = [
+        row("BLT", 512.0, 256.0),
+        row("BLT", 256.0, 256.0, task="mbpp"),
+        row("BLT-D", 128.0, 128.0, "4", task="fr-en"),
+        row("BLT-D", 64.0, 64.0, "4", task="mbpp"),
+    ]
+    translated, coded, *drafted = priced_paper(rows, known_times())
+    assert translated["seconds"] == 512 + 256 * 11 and translated["saved"] == 0
+    assert coded["seconds"] == 256 + 256 * 11
+    # blocks of 4 bytes close 2 patches of 2 bytes, or 4 of one
+    assert [r["seconds"] for r in drafted] == [128 * (8 + 12), 64 * (8 + 14)]
+    assert drafted[1]["saved"] == pytest.approx(1 - 64 * 22 / (256 + 256 * 11))
+
+
+def test_a_presets_passes_are_timed_with_random_weights(capsys):
+    benchmark.main(["passes", "--preset", "nano", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(set(r) == {"preset", "pass", "seconds", "seconds_by_eq8"} for r in rows)
+    assert all(r["seconds"] > 0 and r["seconds_by_eq8"] > 0 for r in rows)
+    names = [r["pass"] for r in rows]
+    assert any("8 patches" in name for name in names) and "decoder, 17 rows" in names
+
+
+def test_the_papers_rows_stand_below_the_passes(capsys, monkeypatch):
+    """With a nano model in place of the 1B one: it is the same code."""
+    monkeypatch.setitem(benchmark.PAPER_NAMES, "nano", "1B")
+    benchmark.main(["passes", "--preset", "nano"])
+    out = capsys.readouterr().out
+    assert "mbpp BLT-DV 16 one-step" in out and "memory read at" in out
+
+
+def test_a_preset_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(benchmark.machine, "free_memory", lambda: 10**6)
+    with pytest.raises(BadInput, match="choose a smaller preset"):
+        benchmark.main(["passes", "--preset", "blt-1b"])
+
+
+def test_stream_and_train_print_their_tables(capsys):
+    model, patcher = make_models(0)
+    with torch.inference_mode():
+        rows = benchmark.stream_against_prefix(model, patcher, (16, 32), bytes_each=2)
+    assert [r[0] for r in rows] == [16, 32] and all(r[1] > 0 and r[2] > 0 for r in rows)
+    benchmark.main(["train", "--preset", "nano", "--steps", "4"])
+    out = capsys.readouterr().out
+    assert "K = 0" in out and "K = 8" in out and "GFLOP/s" in out
+
+
+# ---- export
+
+
+def test_export_is_small_calibrated_and_generates(trained_file, tmp_path):
+    """Half the bytes and nothing else; the threshold fits the rounded patcher; no resuming."""
+    small = tmp_path / "small.pt"
+    export.main([str(trained_file), str(small)])
+    whole, saved = checkpoint.load(trained_file), checkpoint.load(small)
+    weights = [t for part in ("model", "patcher") for t in saved[part].values()]
+    assert {t.dtype for t in weights} == {torch.float16}
+    assert small.stat().st_size < 2.2 * sum(t.numel() for t in weights) + 40_000
+    assert set(saved) - set(whole) == {"data"}
+    model, patcher = load_model(small)
+    held_out = [document_ids(d) for d in corpus_of(whole["asked"]["data"]).split()[1]]
+    mean = mean_patch([patcher.closes(ids) for ids in held_out])
+    assert mean == pytest.approx(4.0, abs=0.2) == saved["results"]["mean_patch_held_out"]
+    before, after = (s["results"]["validation_bits_per_byte"] for s in (whole, saved))
+    assert after == pytest.approx(before, abs=0.05)
+    sample.main(["--mode", "bltdv", "--checkpoint", str(small), "--bytes", "8"])
+    with pytest.raises(BadInput, match="was exported"):
+        train.main(["--resume", str(small)])
+    with pytest.raises(BadInput, match="no finished training run"):
+        export.main([str(small), str(tmp_path / "again.pt")])
+    assert not (tmp_path / "again.pt").exists()
+
+
+def test_export_checks_before_it_writes(trained_file, tmp_path):
+    kept = trained_file.read_bytes()
+    with pytest.raises(BadInput, match="would replace what it is made of"):
+        export.main([str(trained_file), str(trained_file)])
+    assert trained_file.read_bytes() == kept
+    saved = checkpoint.load(trained_file)
+    saved["corpus"]["sha256"] = "0" * 64
+    checkpoint.save(tmp_path / "other.pt", saved)
+    with pytest.raises(BadInput, match="other hash"):
+        export.main([str(tmp_path / "other.pt"), str(tmp_path / "small.pt")])
+    assert not (tmp_path / "small.pt").exists()
+
+
+# ---- figures
+
+
+def test_every_row_of_the_paper_is_one_mark_and_verified_ones_a_hollow_one_too():
+    rows = [r for r in recompute(read_paper()) if (r["model_size"], r["task"]) == ("1B", "fr-en")]
+    marks = figures.paper_marks(rows)
+    filled, hollow = ([m for m in marks if m.hollow == wanted] for wanted in (False, True))
+    assert len(filled) == len(rows)
+    assert {m.method for m in hollow} == {"BLT-S", "BLT-DV"}
+    assert len(hollow) == sum(r["method"] in ("BLT-S", "BLT-DV") for r in rows)
+    assert {m.name for m in filled} == {"BLT"} | {
+        f"{method}-{K}" for method in ("BLT-S", "BLT-D", "BLT-DV") for K in (4, 8, 16)
+    }
+    assert {m.rule for m in marks} == set(figures.MARKERS)
+    assert filled[0][:2] == (pytest.approx(813.34, abs=0.01), 33.08)
+    # 106 of 212 calls and one more: 2 x (526 x 0.160 + 107 x 1.299)
+    assert hollow[0][:2] == (pytest.approx(446.306, abs=0.01), 33.08)
+
+
+def test_the_papers_figures_are_drawn(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    figures.main(["paper", "--out-dir", str(tmp_path), "--format", "svg"])
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert len(files) == 9 == len(capsys.readouterr().out.splitlines())
+    text = (tmp_path / "paper-3B-mbpp.svg").read_text()
+    assert "BLT-DV-16" in text and "GB" in text and "one call a round" in text
+    text = (tmp_path / "paper-likelihood.svg").read_text()
+    assert "HellaSwag" in text and "block size" in text
+
+
+def test_a_checkpoints_trade_off_is_drawn(trained_file, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "prompts").write_bytes(b"def f\n")
+    arguments = ["--prompts", str(tmp_path / "prompts"), "--bytes", "8"]
+    out = tmp_path / "x.png"
+    figures.main(["tradeoff", "--checkpoint", str(trained_file), *arguments, "--out", str(out)])
+    assert out.read_bytes().startswith(b"\x89PNG") and "x.png" in capsys.readouterr().out
+
+
+def test_without_matplotlib_one_line_says_where_it_comes_from(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for arguments in (["paper", "--out-dir", str(tmp_path)], ["tradeoff", "--out", "x.png"]):
+        with pytest.raises(BadInput, match="requirements-dev.txt"):
+            figures.main(arguments)
+
+
+# ---- all three
+
+
+def test_bad_input_is_one_line(trained_file, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    expected = {
+        ("benchmark", "passes", "--device", "warp", "--preset", "nano"): "no device 'warp'",
+        ("benchmark", "race"): "race",
+        ("benchmark", "train", "--steps", "3"): "3",
+        ("export", "gone.pt", "small.pt"): "no checkpoint at gone.pt",
+        ("export", trained_file, "no/such/folder.pt"): "can't write",
+        ("figures", "paper", "--out-dir", "no/such"): "no folder no/such",
+        ("figures", "paper", "--out-dir", "file"): "no folder file",
+        ("figures", "tradeoff", "--out", "x.txt"): ".png or .svg",
+        ("figures", "tradeoff", "--out", "no/such/x.png"): "no folder no/such",
+        ("figures", "tradeoff"): "--out",
+    }
+    for (name, *arguments), words in expected.items():
+        assert words in refused("-m", f"scripts.{name}", *arguments, cwd=tmp_path), arguments
