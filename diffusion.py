@@ -45,7 +45,7 @@ class Recipe:
     noise: str = "block"  # a noise level t for each block | sequence: one for all blocks of a crop
     full_share: float = 0.5  # share of blocks masked whole: the state every draft starts from
     t_min: float = 0.1  # t is uniform on (t_min, 1): a cell's weight 1/t stays below 1 / t_min
-    mask_weight: float = 2.0  # λ of the loss
+    mask_weight: float = 1.0  # λ of the loss
     after: float = 0.6  # share of the steps before blocks join
 
     def __post_init__(self):
@@ -62,8 +62,8 @@ class Recipe:
 
 
 # What differs from the defaults, which are ours. The paper: blocks at every patch start from the
-# first step on, one t ~ U(0, 1) a sequence, the plain sums of Eq. 5-7 (λ = 1). Its 1/t has no
-# bound; ours is cut at 1000, which leaves the expected weight of a cell at 1.
+# first step on, one t ~ U(0, 1) a sequence. Its 1/t has no bound; here it stays below 1000, and a
+# cell's expected weight 1.
 RECIPES = {
     "ours": {},
     "paper": {

@@ -1,20 +1,19 @@
 """The items of public benchmarks, read from the files that they are published as (`--items DIR`).
 
-Readers are generators, so that `--limit` reads no more than it needs; each raises BadInput with the
-file and line that it can't read. CHOICES, TRANSLATIONS and PROGRAMS name them.
+A reader takes the folder and makes items one by one, so that `--limit` reads no more than it needs.
+CHOICES, TRANSLATIONS and PROGRAMS name the readers; `read_items` is what others call.
 """
 
 import bz2
 import csv
 import functools
-import glob
 import gzip
 import json
-import os
 import zlib
 from itertools import islice, zip_longest
+from pathlib import Path
 
-from evaluation.items import Choice, Pair, Program, as_bytes
+from evaluation.items import Choice, Question, as_bytes, behind, translation
 from support.terminal import BadInput
 
 # What ends the body of a function: the next line that is not indented.
@@ -37,9 +36,8 @@ def lines_of(path, opener=open):
             for line in file:
                 yield line.rstrip("\r\n")
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as problem:
-        raise BadInput(
-            f"can't read the items in {path}: {problem}; --items names the folder that holds them"
-        ) from None
+        advice = "--items names the folder that holds them"
+        raise BadInput(f"can't read the items in {path}: {problem}; {advice}") from None
 
 
 def objects_of(path, opener=open):
@@ -56,105 +54,56 @@ def rows_of(path):
     return csv.reader(line + "\n" for line in lines_of(path))
 
 
-def check_item(item):
-    """Raises ValueError for an item that can't be asked."""
-    if isinstance(item, Choice):
-        texts = (item.query, *item.choices)
-        if not 0 <= item.gold < len(item.choices):
-            raise ValueError(f"answer {item.gold} of {len(item.choices)} choices")
-    else:
-        texts = (item.prompt, item.solution, item.tests)
-    as_bytes("".join(texts))
-
-
-def checked(read):
-    """A reader that turns missing fields, fields of another kind and cut-off items into one line.
-
-    read(folder) yields items; so does what is returned, which raises nothing but BadInput.
-    """
-
-    @functools.wraps(read)
-    def reader(folder):
-        try:
-            for item in read(folder):
-                check_item(item)
-                yield item
-        except (KeyError, IndexError, ValueError, TypeError, csv.Error) as problem:
-            name = read.__name__.removeprefix("read_")
-            raise BadInput(
-                f"the items of {name} in {folder} have another form than expected "
-                f"({type(problem).__name__}: {problem})"
-            ) from None
-
-    return reader
-
-
 # ---- multiple choice
 
 
-def answered(path):
-    """Choices of answers to a question.
-
-    Some items are padded with doubles: of equal choices only the first stays.
-    """
-    for item in objects_of(path):
+def read_arc(name, folder):
+    """School questions. Some are padded with doubles: of equal choices only the first stays."""
+    for item in objects_of(folder / name):
         known, kept = dict(enumerate(item["choices"])), list(dict.fromkeys(item["choices"]))
         gold = kept.index(known[item["gold"]])
         yield Choice(item["query"] + "\nAnswer:", [" " + choice for choice in kept], gold)
 
 
-@checked
-def read_arc_easy(folder):
-    yield from answered(os.path.join(folder, "arc_easy.jsonl"))
-
-
-@checked
-def read_arc_challenge(folder):
-    yield from answered(os.path.join(folder, "arc_challenge.jsonl"))
-
-
-@checked
 def read_piqa(folder):
     """Which of two ways reaches a goal; the answers stand in a file of their own."""
-    labels = lines_of(os.path.join(folder, "piqa_valid-labels.lst"))
-    items = objects_of(os.path.join(folder, "piqa_valid.jsonl"))
-    for item, label in zip(items, labels, strict=True):
+    items, labels = objects_of(folder / "piqa_valid.jsonl"), folder / "piqa_valid-labels.lst"
+    for item, label in zip(items, lines_of(labels), strict=True):
         choices = [" " + item["sol1"], " " + item["sol2"]]
         yield Choice(f"Question: {item['goal']}\nAnswer:", choices, int(label))
 
 
-@checked
 def read_hellaswag(folder):
     """How a scene goes on. Six lines an item: the scene, the answer, four endings."""
-    lines = lines_of(os.path.join(folder, "hellaswag_val_full.txt.bz2"), bz2.open)
+    lines = lines_of(folder / "hellaswag_val_full.txt.bz2", bz2.open)
     while six := list(islice(lines, 6)):
         scene, label, *endings = six
         gold = range(len(endings))[int(label)]
         yield Choice(scene, [" " + ending for ending in endings], gold)
 
 
-@checked
-def read_mmlu(folder, shots=5):
+def read_mmlu(folder):
     """The 57 subjects in turn, a question of each and then the next of each, as long as they last.
 
     So a `--limit` takes from all of them, spread evenly.
     """
-    paths = sorted(glob.glob(os.path.join(folder, "mmlu", "test", "*_test.csv")))
+    paths = sorted((folder / "mmlu/test").glob("*_test.csv"))
     if not paths:
-        missing = os.path.join(folder, "mmlu", "test")
-        raise BadInput(f"no items in {missing}: --items names the folder that holds mmlu/")
-    for turn in zip_longest(*(mmlu_subject(folder, path, shots) for path in paths)):
+        raise BadInput(f"no items in {folder}/mmlu/test: --items names the folder that holds mmlu/")
+    for turn in zip_longest(*map(mmlu_subject, paths)):
         yield from (item for item in turn if item is not None)
 
 
-def mmlu_subject(folder, path, shots):
-    """Questions of one subject; the choices are the letters.
+def mmlu_subject(path, shots=5):
+    """Questions of one subject, whose choices are letters.
 
-    Worked questions of the subject's dev part stand in front, as is usual.
+    As is usual, a line that names the subject and worked questions of its dev part stand in front.
     """
-    subject = os.path.basename(path).removesuffix("_test.csv")
-    examples = islice(rows_of(os.path.join(folder, "mmlu", "dev", f"{subject}_dev.csv")), shots)
-    context = "".join(f"{mmlu_question(row)} {row[5]}\n\n" for row in examples)
+    subject = path.name.removesuffix("_test.csv")
+    about = f"multiple choice questions (with answers) about {subject.replace('_', ' ')}"
+    context = f"The following are {about}.\n\n"
+    for row in islice(rows_of(path.parents[1] / f"dev/{subject}_dev.csv"), shots):
+        context += f"{mmlu_question(row)} {row[5]}\n\n"
     for row in rows_of(path):
         gold = "ABCD".index(row[5])
         yield Choice(context + mmlu_question(row), [" A", " B", " C", " D"], gold)
@@ -166,76 +115,93 @@ def mmlu_question(row):
     return "\n".join([row[0], *choices, "Answer:"])
 
 
-CHOICES = {
-    "arc-easy": read_arc_easy,
-    "arc-challenge": read_arc_challenge,
-    "piqa": read_piqa,
-    "hellaswag": read_hellaswag,
-    "mmlu": read_mmlu,
-}
-
-
-# ---- translation: -> (language, worked examples, items)
+# ---- translation, each sentence behind four worked ones
 
 
 def read_flores(folder, shots=4):
     """FLORES-101 German to English: examples from dev, items from devtest."""
-
-    def pairs(part):
-        paths = (os.path.join(folder, "flores101", f"{part}.{code}") for code in ("deu", "eng"))
-        return aligned(*paths)
-
-    return "German", list(islice(pairs("dev"), shots)), pairs("devtest")
+    parts = (folder / "flores101" / part for part in ("dev", "devtest"))
+    known, asked = (aligned("German", f"{part}.deu", f"{part}.eng") for part in parts)
+    return behind(islice(known, shots), asked)
 
 
 def read_ntrex(folder, shots=4):
     """NTREX French to English: one part, whose first sentences are the examples and no items."""
-    pairs = aligned(*(os.path.join(folder, "ntrex", f"{code}.txt") for code in ("fra", "eng")))
-    return "French", list(islice(pairs, shots)), pairs
+    sentences = aligned("French", folder / "ntrex/fra.txt", folder / "ntrex/eng.txt")
+    return behind(list(islice(sentences, shots)), sentences)
 
 
-def aligned(source, target):
-    """Pairs of two files with a sentence a line."""
-    try:
-        yield from (Pair(*pair) for pair in zip(lines_of(source), lines_of(target), strict=True))
-    except ValueError:
-        raise BadInput(
-            f"{source} and {target} differ in length: they are no translations of each other"
-        ) from None
-
-
-TRANSLATIONS = {"flores-de-en": read_flores, "ntrex-fr-en": read_ntrex}
+def aligned(language, source, target):
+    """Translations of two files with a sentence a line."""
+    for pair in zip(lines_of(source), lines_of(target), strict=True):
+        yield translation(language, *pair)
 
 
 # ---- code
 
 
-@checked
 def read_humaneval(folder):
     """164 functions from their signature and docstring, no example."""
-    for item in objects_of(os.path.join(folder, "HumanEval.jsonl.gz"), gzip.open):
+    for item in objects_of(folder / "HumanEval.jsonl.gz", gzip.open):
         tests = f"\n{item['test']}\ncheck({item['entry_point']})\n"
-        solution = item["canonical_solution"]
-        yield Program(item["task_id"], item["prompt"], solution, tests, TOP_LEVEL)
+        yield Question(item["prompt"], item["canonical_solution"], TOP_LEVEL, tests)
 
 
-@checked
 def read_mbpp(folder):
     """500 tasks (11 to 510) from a sentence and the asserts that they must pass.
 
     Three worked examples (tasks 2, 3 and 4) stand in front.
     """
 
-    def question(item):
-        return f'"""\n{item["text"]}\n' + "\n".join(item["test_list"]) + '\n"""\n'
+    def question(i):
+        item = items[i]
+        asserts = "\n".join(item["test_list"])
+        tests = f"\n{item['test_setup_code']}\n{asserts}\n"
+        code = item["code"].replace("\r", "") + "\n"
+        return Question(f'"""\n{item["text"]}\n{asserts}\n"""\n', code, ('\n"""',), tests)
 
-    items = {item["task_id"]: item for item in objects_of(os.path.join(folder, "mbpp.jsonl"))}
-    examples = [question(items[i]) + items[i]["code"] + "\n\n" for i in (2, 3, 4)]
-    context = "".join(examples).replace("\r", "")
-    for item in (items[i] for i in range(11, 511)):
-        tests = "\n" + "\n".join([item["test_setup_code"], *item["test_list"]]) + "\n"
-        name = f"MBPP/{item['task_id']}"
-        yield Program(name, question(item), item["code"], tests, ('\n"""',), context)
+    items = {item["task_id"]: item for item in objects_of(folder / "mbpp.jsonl")}
+    return behind(map(question, (2, 3, 4)), map(question, range(11, 511)))
 
 
+# ---- all of them
+
+CHOICES = {
+    "arc-easy": functools.partial(read_arc, "arc_easy.jsonl"),
+    "arc-challenge": functools.partial(read_arc, "arc_challenge.jsonl"),
+    "piqa": read_piqa,
+    "hellaswag": read_hellaswag,
+    "mmlu": read_mmlu,
+}
+TRANSLATIONS = {"flores-de-en": read_flores, "ntrex-fr-en": read_ntrex}
 PROGRAMS = {"humaneval": read_humaneval, "mbpp": read_mbpp}
+READERS = {**CHOICES, **TRANSLATIONS, **PROGRAMS}
+# The most new bytes of an answer, as in the paper
+BUDGETS = {"flores-de-en": 512, "ntrex-fr-en": 512, "humaneval": 512, "mbpp": 256}
+
+
+def read_items(name, folder):
+    """Items of a benchmark, one by one -> Choices or Questions.
+
+    Missing fields, fields of another kind and cut-off items are one line, a BadInput, too.
+    """
+    if not folder:
+        raise BadInput(f"--set {name} needs --items DIR, the folder that holds its files")
+    try:
+        for item in READERS[name](Path(folder)):
+            check_item(item)
+            yield item
+    except (KeyError, IndexError, ValueError, TypeError, csv.Error) as problem:
+        form = f"have another form than expected ({type(problem).__name__}: {problem})"
+        raise BadInput(f"the items of {name} in {folder} {form}") from None
+
+
+def check_item(item):
+    """Raises ValueError for an item that can't be asked."""
+    if isinstance(item, Choice):
+        texts = (item.query, *item.choices)
+        if not 0 <= item.gold < len(item.choices):
+            raise ValueError(f"answer {item.gold} of {len(item.choices)} choices")
+    else:
+        texts = (item.prompt, item.solution, item.tests)
+    as_bytes("".join(texts))

@@ -1,10 +1,12 @@
-"""What is asked of a model, whatever it was read from or made by, and how it is put as text.
+"""What is asked of a model, whatever it was read from or made by.
 
-Three kinds: a Choice between continuations, a Pair of sentences to translate, a Program to
-complete.
+A Choice lies between continuations. A Question is answered by generating: a sentence to translate
+or code to complete.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 
 @dataclass
@@ -17,23 +19,30 @@ class Choice:
 
 
 @dataclass
-class Pair:
-    """A sentence and its translation into English."""
+class Question:
+    """What the model goes on from, and what it should write."""
 
-    source: str
-    target: str
-
-
-@dataclass
-class Program:
-    """Code to complete: right if prompt + completion + tests runs to its end."""
-
-    name: str
     prompt: str
     solution: str
-    tests: str
-    stops: tuple  # a completion ends before the first of these
+    stops: tuple  # an answer ends before the first of these
+    tests: str = ""  # code is right if prompt + answer + tests runs to its end
     context: str = ""  # worked examples that only stand in front
+
+
+def translation(language, source, target):
+    """A sentence to translate from a language into English, on one line, as a Question."""
+    return Question(f"{language}: {source}\nEnglish:", f" {target}\n", ("\n",))
+
+
+def as_example(question):
+    """A Question with its solution, as text of a prompt or of training."""
+    return question.prompt + question.solution + "\n"
+
+
+def behind(examples, questions):
+    """The same Questions, one by one, with worked examples in front of each."""
+    context = "".join(map(as_example, examples))
+    return (replace(question, context=context) for question in questions)
 
 
 def as_bytes(text):
@@ -46,13 +55,11 @@ def as_text(data):
     return data.decode("utf-8", "surrogateescape")
 
 
-def as_example(item, language=None):
-    """A Pair or Program as text of a prompt or of training, solution included."""
-    if isinstance(item, Program):
-        return item.prompt + item.solution + "\n"
-    return as_question(item, language) + f" {item.target}\n\n"
+def picker(seed):
+    """-> a function pick(n) that draws a number from 0..n-1, the same ones for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
 
+    def pick(n):
+        return int(torch.randint(n, (), generator=generator))
 
-def as_question(pair, language):
-    """A Pair up to where its translation begins."""
-    return f"{language}: {pair.source}\nEnglish:"
+    return pick

@@ -1,15 +1,104 @@
-"""How likely a model finds a continuation: multiple choice, and a cloze made of any text.
+"""How likely a model finds what is written: bits per byte, multiple choice, a cloze of any text.
 
 Plain BLT and BLT-D alike are read through the causal mask (Fast BLT §4.2). Letters in shape
 comments: n bytes of a choice, V vocabulary.
 """
 
-import torch
+import lzma
+import math
+import sys
+import time
 
-from data import BOS, encode
-from evaluation.items import Choice, as_bytes, as_text
+import torch
+from tqdm import tqdm
+
+from data import BOS, corpus_of, document_ids, encode
+from diffusion import masked_accuracy
+from evaluation.benchmarks import read_items
+from evaluation.items import Choice, as_bytes, as_text, picker
+from evaluation.report import mean, print_rows, report, taken
+from generate import Generation, bits_per_byte, parameter_sizes
 from stream import Stream
-from support.terminal import BadInput
+from support import checkpoint
+from support.terminal import BadInput, progress, table
+
+
+def held_out_texts(options):
+    """--data whole, or the validation split of the checkpoint's corpus -> (list of bytes, name)."""
+    if options.data:
+        corpus = corpus_of(options.data)
+        return [data for _, data in corpus.documents], corpus.origin
+    saved = checkpoint.load(checkpoint.find(options.checkpoint))
+    # An exported checkpoint keeps only where its text came from, one of training all it was asked.
+    corpus = corpus_of(saved["data"] if "data" in saved else saved["asked"]["data"])
+    if corpus.sha256 != saved["corpus"]["sha256"]:
+        differs = f"{corpus.origin} differs from what this checkpoint was trained on"
+        print(f"note: {differs}; some of it may not be held out", file=sys.stderr)
+    return corpus.split()[1], f"validation split of {corpus.origin}"
+
+
+# ---- bits per byte; what docstrings of tasks say is their help
+
+
+def evaluate_bpb(model, patcher, options):
+    """Bits per byte under the causal mask, beside xz.
+
+    Of a BLT-D also the loss of masked blocks by position.
+    """
+    texts, name = held_out_texts(options)
+    texts = texts[: options.limit]
+    documents, size = [document_ids(text) for text in texts], sum(map(len, texts))
+    began = time.perf_counter()
+    # Every document ends with EOS.
+    with progress("bits per byte", size + len(texts)) as bar:
+        bits = bits_per_byte(model, patcher, documents, bar.update)
+    xz = 8 * len(lzma.compress(b"".join(texts), preset=6)) / size
+    seconds = time.perf_counter() - began
+    score = {"bits_per_byte": bits, "xz_bits_per_byte": xz}
+    K = model.config.block_size
+    if K:
+        # The starts of a few documents are enough for these.
+        starts = [document[:4000] for document in documents[:20]]
+        accuracy, nats = masked_accuracy(model, patcher, starts, K)
+        masked_bits = [n / math.log(2) for n in nats]
+        score |= {"masked_bits_by_position": masked_bits, "masked_accuracy_by_position": accuracy}
+    if options.json:
+        row = {"task": "bpb", "text": name, "bytes": size, "seconds": seconds, **score}
+        return print_rows([row])
+    if K:
+        header = ["position in a wholly masked block", *range(1, K + 1)]
+        shares = ["right", *(f"{share:.0%}" for share in accuracy)]
+        print(table(header, [["bits per byte", *(f"{b:.2f}" for b in masked_bits)], shares]) + "\n")
+    print(f"{name}: {bits:.3f} bits per byte on {size:,} bytes in {len(texts)} documents,", end=" ")
+    print(f"{seconds:.1f} s, {size / seconds:.0f} bytes/s;", end=" ")
+    return print(f"xz -6 of the same bytes, packed as one: {xz:.3f}")
+
+
+# ---- multiple choice
+
+
+def evaluate_likelihood(model, patcher, options):
+    """Multiple choice by the log-likelihood of each choice, as a sum and per byte.
+
+    The sum favours short choices, the mean over bytes does not; publications report either.
+    """
+    if options.set == "cloze":
+        items = cloze(held_out_texts(options)[0])
+    else:
+        items = read_items(options.set, options.items)
+    right, right_by_byte, made = [], [], []
+    sizes = parameter_sizes(model, patcher)
+    for item in tqdm(taken(items, options.limit), desc=options.set, leave=False):
+        began = time.perf_counter()
+        sums, counters = choice_log_likelihoods(model, patcher, item)
+        made.append(Generation([], counters, time.perf_counter() - began, sizes))
+        lengths = [max(1, len(as_bytes(choice))) for choice in item.choices]
+        by_byte = [total / length for total, length in zip(sums, lengths)]
+        right.append(sums.index(max(sums)) == item.gold)
+        right_by_byte.append(by_byte.index(max(by_byte)) == item.gold)
+    score = {**mean("accuracy", right), **mean("accuracy_per_byte", right_by_byte)}
+    cost = Generation.total(made).cost()
+    report(score, cost, options, set=options.set, items=len(right))
 
 
 @torch.inference_mode()
@@ -37,18 +126,11 @@ def cloze(texts, seed=0, context=200, length=32):
 
     The true piece stands against three from elsewhere in the texts: chance is 25 %.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def pick(n):
-        return int(torch.randint(n, (), generator=generator))
-
-    least = 2 * (context + length)
+    pick, least = picker(seed), 2 * (context + length)
     long = [text for text in texts if len(text) > least]
     if not long:
-        raise BadInput(
-            f"the cloze needs a held-out document of more than {least} bytes: "
-            "give --data with longer texts"
-        )
+        needed = f"a held-out document of more than {least} bytes"
+        raise BadInput(f"the cloze needs {needed}: give --data with longer texts")
     while True:
         text = long[pick(len(long))]
         start = context + pick(len(text) - context - length)

@@ -11,11 +11,10 @@ num2words, which spells the numbers.
 import functools
 import hashlib
 import os
-from typing import NamedTuple
+from pathlib import Path
 
-import torch
-
-from evaluation.items import Pair, Program, as_example
+from evaluation.items import Question, as_example, behind, picker, translation
+from evaluation.report import package
 from support.terminal import BadInput
 
 HELD_OUT_SHARE = 0.1
@@ -25,106 +24,58 @@ TASKS = tuple(DOCUMENTS)
 LANGUAGES = {"fr": "French", "de": "German"}
 
 
-class Noun(NamedTuple):
-    """A noun in the plural."""
-
-    english: str
-    french: str
-    feminine: bool  # in French
-    german: str
+def entries(text, comma=",", space=None):
+    """What commas part, as lists of what spaces part; or other separators."""
+    return [entry.strip().split(space) for entry in text.split(comma)]
 
 
-class Adjective(NamedTuple):
-    """An adjective in the plural."""
-
-    english: str
-    masculine: str  # in French
-    feminine: str
-    german: str
-
-
-class Frame(NamedTuple):
-    """A sentence around a phrase."""
-
-    en: str
-    fr: str
-    de: str
-
-
-class Function(NamedTuple):
-    """What a function does, its body, and what it is tried on; {a} and {b} are numbers."""
-
-    what: str
-    body: str
-    inputs: tuple
-
-
-# Every noun and adjective is in the plural, as no number drawn is one.
-NOUNS = [
-    Noun("cats", "chats", False, "Katzen"),
-    Noun("dogs", "chiens", False, "Hunde"),
-    Noun("houses", "maisons", True, "Häuser"),
-    Noun("books", "livres", False, "Bücher"),
-    Noun("flowers", "fleurs", True, "Blumen"),
-    Noun("birds", "oiseaux", False, "Vögel"),
-    Noun("keys", "clés", True, "Schlüssel"),
-    Noun("horses", "chevaux", False, "Pferde"),
-    Noun("apples", "pommes", True, "Äpfel"),
-    Noun("cars", "voitures", True, "Autos"),
-    Noun("stones", "pierres", True, "Steine"),
-    Noun("doors", "portes", True, "Türen"),
-    Noun("trees", "arbres", False, "Bäume"),
-    Noun("letters", "lettres", True, "Briefe"),
-    Noun("ships", "bateaux", False, "Schiffe"),
-]
-ADJECTIVES = [
-    Adjective("black", "noirs", "noires", "schwarze"),
-    Adjective("white", "blancs", "blanches", "weiße"),
-    Adjective("red", "rouges", "rouges", "rote"),
-    Adjective("green", "verts", "vertes", "grüne"),
-    Adjective("heavy", "lourds", "lourdes", "schwere"),
-    Adjective("expensive", "chers", "chères", "teure"),
-    Adjective("broken", "cassés", "cassées", "kaputte"),
-    *[Adjective("", "", "", "")] * 3,  # three nouns in ten stand alone
-]
+# Every noun and adjective is in the plural, as no number drawn is one. English, French, its gender
+# (m or f), German:
+NOUNS = entries("""
+cats chats m Katzen, dogs chiens m Hunde, houses maisons f Häuser, books livres m Bücher,
+flowers fleurs f Blumen, birds oiseaux m Vögel, keys clés f Schlüssel, horses chevaux m Pferde,
+apples pommes f Äpfel, cars voitures f Autos, stones pierres f Steine, doors portes f Türen,
+trees arbres m Bäume, letters lettres f Briefe, ships bateaux m Schiffe
+""")
+# English, French masculine and feminine, German; three nouns in ten stand alone
+ADJECTIVES = entries("""
+black noirs noires schwarze, white blancs blanches weiße, red rouges rouges rote,
+green verts vertes grüne, heavy lourds lourdes schwere, expensive chers chères teure,
+broken cassés cassées kaputte
+""") + 3 * [["", "", "", ""]]
+# Sentences around a phrase
 FRAMES = [
-    Frame("{}", "{}", "{}"),
-    Frame("I see {}", "je vois {}", "ich sehe {}"),
-    Frame("we have {}", "nous avons {}", "wir haben {}"),
-    Frame("there are {}", "il y a {}", "es gibt {}"),
-    Frame("she buys {}", "elle achète {}", "sie kauft {}"),
-    Frame("he sells {}", "il vend {}", "er verkauft {}"),
+    dict(en="{}", fr="{}", de="{}"),
+    dict(en="I see {}", fr="je vois {}", de="ich sehe {}"),
+    dict(en="we have {}", fr="nous avons {}", de="wir haben {}"),
+    dict(en="there are {}", fr="il y a {}", de="es gibt {}"),
+    dict(en="she buys {}", fr="elle achète {}", de="sie kauft {}"),
+    dict(en="he sells {}", fr="il vend {}", de="er verkauft {}"),
 ]
 
 # What functions are tried on: enough to tell the constants 2 to 99 from each other, but where no x
 # lies between a and b < a.
 NUMBERS = ("range(-3, 4)", "range(4, 101)")
 LISTS = ("[[], [3], [60, 2, 31]]", "[list(range(101)), list(range(99, 0, -4))]")
-# Bodies are Python, and give the answers that the asserts ask for.
-FUNCTIONS = [
-    Function("x plus {a}", "x + {a}", NUMBERS),
-    Function("x minus {a}", "x - {a}", NUMBERS),
-    Function("x times {a}", "x * {a}", NUMBERS),
-    Function("x divided by {a}", "x // {a}", NUMBERS),
-    Function("the remainder of x by {a}", "x % {a}", NUMBERS),
-    Function("is x greater than {a}", "x > {a}", NUMBERS),
-    Function("is x equal to {a}", "x == {a}", NUMBERS),
-    Function("x plus {a}, all times {b}", "(x + {a}) * {b}", NUMBERS),
-    Function("x times {a}, then plus {b}", "x * {a} + {b}", NUMBERS),
-    Function("x times {a}, then minus {b}", "x * {a} - {b}", NUMBERS),
-    Function("is x between {a} and {b}", "{a} <= x <= {b}", NUMBERS),
-    Function("the smaller of x and {a}", "min(x, {a})", NUMBERS),
-    Function("the larger of x and {a}", "max(x, {a})", NUMBERS),
-    Function("the items of x up to number {a}", "x[:{a}]", LISTS),
-    Function("the items of x after number {a}", "x[{a}:]", LISTS),
-    Function("the items of x greater than {a}", "[y for y in x if y > {a}]", LISTS),
-    Function("each item of x plus {a}", "[y + {a} for y in x]", LISTS),
-    Function("each item of x times {a}", "[y * {a} for y in x]", LISTS),
-    Function("the sum of x plus {a}", "sum(x) + {a}", LISTS),
-    Function("the sum of x times {a}", "sum(x) * {a}", LISTS),
-    Function("the length of x plus {a}", "len(x) + {a}", LISTS),
-    Function("how many items of x are less than {a}", "sum(y < {a} for y in x)", LISTS),
-]
+# What a function does, and its body, which gives the answers that the asserts ask for; {a} and {b}
+# are numbers.
+ON_NUMBERS = """
+x plus {a}: x + {a}; x minus {a}: x - {a}; x times {a}: x * {a}; x divided by {a}: x // {a};
+the remainder of x by {a}: x % {a}; is x greater than {a}: x > {a}; is x equal to {a}: x == {a};
+x plus {a}, all times {b}: (x + {a}) * {b}; x times {a}, then plus {b}: x * {a} + {b};
+x times {a}, then minus {b}: x * {a} - {b}; is x between {a} and {b}: {a} <= x <= {b};
+the smaller of x and {a}: min(x, {a}); the larger of x and {a}: max(x, {a})
+"""
+ON_LISTS = """
+the items of x up to number {a}: x[:{a}]; the items of x after number {a}: x[{a}:];
+the items of x greater than {a}: [y for y in x if y > {a}];
+each item of x plus {a}: [y + {a} for y in x]; each item of x times {a}: [y * {a} for y in x];
+the sum of x plus {a}: sum(x) + {a}; the sum of x times {a}: sum(x) * {a};
+the length of x plus {a}: len(x) + {a};
+how many items of x are less than {a}: sum(y < {a} for y in x)
+"""
+FUNCTIONS = [(*pair, NUMBERS) for pair in entries(ON_NUMBERS, ";", ": ")]
+FUNCTIONS += [(*pair, LISTS) for pair in entries(ON_LISTS, ";", ": ")]
 
 
 def is_held_out(key):
@@ -136,13 +87,7 @@ def is_held_out(key):
 @functools.cache
 def spell(number, language):
     """A number in words."""
-    try:
-        from num2words import num2words
-    except ImportError:
-        raise BadInput(
-            "the miniature tasks need num2words: pip install -r requirements-dev.txt"
-        ) from None
-    return num2words(number, lang=language)
+    return package("num2words", "spelling numbers").num2words(number, lang=language)
 
 
 # ---- drawing items; pick(n) draws a number from 0..n-1
@@ -158,16 +103,15 @@ def draw_pair(pick, code, held_out):
     there, english = spell(number, code), spell(number, "en")
     # "vingt et un" would have to agree with its noun, so numbers that end in 1 stand alone.
     if pick(3) == 0 or number % 10 == 1:
-        return Pair(there, english)
-    noun, adjective = NOUNS[pick(len(NOUNS))], ADJECTIVES[pick(len(ADJECTIVES))]
+        return translation(LANGUAGES[code], there, english)
+    english_noun, french_noun, gender, german_noun = NOUNS[pick(len(NOUNS))]
+    adjective, masculine, feminine, german_adjective = ADJECTIVES[pick(len(ADJECTIVES))]
     if code == "de":
-        there = join(there, adjective.german, noun.german)
-    elif noun.feminine:
-        there = join(there, noun.french, adjective.feminine)
+        there = join(there, german_adjective, german_noun)
     else:
-        there = join(there, noun.french, adjective.masculine)
-    english = join(english, adjective.english, noun.english)
-    return Pair(getattr(frame, code).format(there), frame.en.format(english))
+        there = join(there, french_noun, feminine if gender == "f" else masculine)
+    english = frame["en"].format(join(english, adjective, english_noun))
+    return translation(LANGUAGES[code], frame[code].format(there), english)
 
 
 def join(*words):
@@ -181,29 +125,21 @@ def draw_program(pick, held_out):
     Half of the numbers in it are small.
     """
     while True:
-        function = FUNCTIONS[pick(len(FUNCTIONS))]
+        what, body, tried_on = FUNCTIONS[pick(len(FUNCTIONS))]
         a, b = (2 + pick(8 if pick(2) else 98) for _ in range(2))
-        what, body = function.what.format(a=a, b=b), function.body.format(a=a, b=b)
+        what, body = what.format(a=a, b=b), body.format(a=a, b=b)
         if is_held_out(what) == held_out:
             break
     tests = ""
-    for inputs in function.inputs:
+    for inputs in tried_on:
         answers = [eval(body, {"x": x}) for x in eval(inputs)]
         tests += f"\nassert [f(x) for x in {inputs}] == {answers}"
-    return Program(what, f"# {what}\ndef f(x): return", f" {body}\n", tests + "\n", ("\n",))
+    return Question(f"# {what}\ndef f(x): return", f" {body}\n", ("\n",), tests + "\n")
 
 
 def draw_items(task, count, held_out, seed):
-    """`count` items of a task: "fr-en", "de-en" -> Pairs; "code" -> Programs.
-
-    Test items differ from each other, training items may repeat.
-    """
-    generator = torch.Generator().manual_seed(len(TASKS) * seed + TASKS.index(task))
-
-    def pick(n):
-        return int(torch.randint(n, (), generator=generator))
-
-    items, tries = {}, 0
+    """`count` Questions of a task. Those of tests differ from each other, others may repeat."""
+    pick, items, tries = picker(len(TASKS) * seed + TASKS.index(task)), {}, 0
     while len(items) < count:
         if task == "code":
             item = draw_program(pick, held_out)
@@ -211,18 +147,17 @@ def draw_items(task, count, held_out, seed):
             item = draw_pair(pick, task[:2], held_out)
         tries += 1
         if tries > 100 * count + 1000:
-            raise BadInput(
-                f"there are no {count} different test items of {task}: give a smaller --limit"
-            )
+            missing = f"there are no {count} different test items of {task}"
+            raise BadInput(f"{missing}: give a smaller --limit")
         # A second copy of a test item is dropped, training items get a key of their own.
         items.setdefault(str(item) if held_out else len(items), item)
     return list(items.values())
 
 
 def test_items(task, count, shots=4):
-    """-> (language or None, examples from the training part, `count` items of the test part)."""
+    """`count` Questions of the test part, behind examples from the training part."""
     examples = draw_items(task, shots, held_out=False, seed=1)
-    return LANGUAGES.get(task[:2]), examples, draw_items(task, count, held_out=True, seed=2)
+    return list(behind(examples, draw_items(task, count, held_out=True, seed=2)))
 
 
 # ---- the training text
@@ -233,8 +168,7 @@ def training_documents():
     documents = []
     for task in TASKS:
         count = DOCUMENTS[task] * EXAMPLES_A_DOCUMENT
-        items = draw_items(task, count, held_out=False, seed=0)
-        texts = [as_example(item, LANGUAGES.get(task[:2])) for item in items]
+        texts = [as_example(item) for item in draw_items(task, count, held_out=False, seed=0)]
         for i in range(0, count, EXAMPLES_A_DOCUMENT):
             text = "".join(texts[i : i + EXAMPLES_A_DOCUMENT])
             documents.append((f"{task}/{i:06}", text.encode()))
@@ -246,14 +180,14 @@ def write(folder):
 
     `read_corpus([folder])` names them TASK/NUMBER again, so hash and split stay what they are.
     """
+    folder = Path(folder)
     try:
-        if os.path.exists(folder) and os.listdir(folder):
+        if folder.exists() and os.listdir(folder):
             raise BadInput(f"{folder} is not empty: name a new folder to write to")
         # All are made before the first is written: a missing package leaves no folder behind.
         for name, data in training_documents():
-            path = os.path.join(folder, *name.split("/"))
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "wb") as file:
-                file.write(data)
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
     except OSError as problem:
         raise BadInput(f"can't write {problem.filename}: {problem.strerror}") from None

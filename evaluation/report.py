@@ -1,11 +1,22 @@
 """What the tasks have in common: taking items, standard errors, and the line they end with."""
 
+import importlib
 import json
 import math
 import statistics
 from itertools import islice
 
 from support.terminal import BadInput
+
+
+def package(name, what):
+    """A package that only evaluations need. Raises BadInput, which says what needs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        missing = name.split(".")[0]
+        advice = "pip install -r requirements-dev.txt"
+        raise BadInput(f"{what} needs {missing}: {advice}") from None
 
 
 def taken(items, limit):
@@ -16,18 +27,21 @@ def taken(items, limit):
     return items
 
 
-def standard_error(values):
-    """Of the mean of independent values; None for a single one, which says nothing about it."""
-    if len(values) < 2:
-        return None
-    return statistics.stdev(values) / math.sqrt(len(values))
+def mean(name, values):
+    """Mean and standard error of independent values -> {NAME: mean, NAME_se: error}.
+
+    The error is None for a single value, which says nothing about it.
+    """
+    error = None
+    if len(values) > 1:
+        error = statistics.stdev(values) / math.sqrt(len(values))
+    return {name: statistics.mean(values), f"{name}_se": error}
 
 
-def with_error(value, error, form=".4g", error_form=".2g"):
-    """A number as text, with ± its standard error where there is one."""
-    if error is None:
-        return f"{value:{form}}"
-    return f"{value:{form}} ± {error:{error_form}}"
+def with_error(score, name, form=".4g", error_form=".2g"):
+    """A number of `score` as text, with ± its standard error where there is one."""
+    value, error = score[name], score.get(f"{name}_se")
+    return f"{value:{form}}" + ("" if error is None else f" ± {error:{error_form}}")
 
 
 def print_rows(rows):
@@ -39,20 +53,18 @@ def print_rows(rows):
 def report(score, cost, options, **known):
     """Print score and cost in one line, or with --json as one object.
 
-    score: a dict of `NAME` and `NAME_se`. cost: Generation.cost(). known: what else there is to
-    say of the run, the number of items last.
+    score: what `mean` makes, of one or several names. cost: Generation.cost(). known: what else
+    there is to say of the run, the number of items last.
     """
     if options.json:
-        print_rows([{"task": options.task, **known, **score, **cost}])
-        return
-    names = [name for name in score if not name.endswith("_se")]
-    scores = [f"{name} {with_error(score[name], score.get(f'{name}_se'))}" for name in names]
-    made = "no bytes made"
-    if cost["new_bytes"]:
-        made = f"{cost['new_bytes']:,} bytes at {cost['bytes_per_second']:.0f} bytes/s"
-    print(
-        f"{', '.join(map(str, known.values()))} items: {', '.join(scores)}; "
-        f"{made}, {cost['seconds']:.1f} s, NFEs: decoder {cost['decoder_nfes']:,}, "
-        f"encoder/global {cost['encoder_global_nfes']:,}, patcher {cost['entropy_nfes']:,}; "
-        f"{cost['bandwidth_gb']:.3g} GB by Eq. 8"
-    )
+        return print_rows([{"task": options.task, **known, **score, **cost}])
+    c = cost
+    scores = [f"{name} {with_error(score, name)}" for name in score if not name.endswith("_se")]
+    made = f"{c['new_bytes']:,} bytes at {c['bytes_per_second']:.0f} bytes/s"
+    if not c["new_bytes"]:
+        made = "no bytes made"
+    encoder, patcher = c["encoder_global_nfes"], c["entropy_nfes"]
+    passes = f"decoder {c['decoder_nfes']:,}, encoder/global {encoder:,}, patcher {patcher:,}"
+    result = f"{', '.join(map(str, known.values()))} items: {', '.join(scores)}"
+    price = f"{made}, {c['seconds']:.1f} s, NFEs: {passes}; {c['bandwidth_gb']:.3g} GB by Eq. 8"
+    return print(f"{result}; {price}")

@@ -265,7 +265,8 @@ def print_passes(rows):
 
 def paper_name(row):
     """What a row of the paper's tables is called here."""
-    return f"{row['task']} {row['method']} {row['block_size']} {row['setting']}"
+    parts = (row[key] for key in ("task", "method", "block_size", "setting"))
+    return " ".join(part for part in parts if part)
 
 
 def print_paper(rows):

@@ -3,9 +3,10 @@
     python -m scripts.figures tradeoff --out tradeoff.png   # every mode of a checkpoint, measured
     python -m scripts.figures paper --out-dir docs          # the paper's Figures 6-10 in kind
 
-Colour tells the method, shape how a block is filled, text the bytes drafted at once. Filled
-markers are measured or published; hollow ones are the paper's rows with one encoder/global call a
-round instead of two. Colours are those of Okabe and Ito, which colour-blind people tell apart.
+Colour tells the method, shape how a block is filled, size and text the bytes drafted at once.
+Filled markers are measured or published; hollow ones are the paper's rows with one encoder/global
+call a round instead of two. Colours are those of Okabe and Ito, which colour-blind people tell
+apart.
 """
 
 import argparse
@@ -90,11 +91,13 @@ def draw_tradeoff(path, title, ylabel, panels):
 
 
 def draw_mark(axis, mark):
-    colour = COLOURS[mark.method]
+    """Draw one Mark, the larger the more bytes are drafted at once."""
+    colour, size = COLOURS[mark.method], {"4": 6.5, "8": 8.5, "16": 10.5}
     style = {"markerfacecolor": colour, "markeredgecolor": "white", "markeredgewidth": 0.5}
     if mark.hollow:
         style = {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.2}
-    axis.plot(mark.x, mark.y, MARKERS.get(mark.rule, "P"), markersize=8, **style)
+    style["markersize"] = size.get(mark.name.split("-")[-1], 8)
+    axis.plot(mark.x, mark.y, MARKERS.get(mark.rule, "P"), **style)
 
 
 def legend_of(marks):

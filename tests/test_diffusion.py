@@ -286,9 +286,7 @@ def slow_loss(model, patcher, ids, closes, blocks, mask_weight):
             t = 1 / blocks.weight[row, first].item() if blocks.weight[row, first] else None
             start = int(blocks.starts[row, first])
             cells = blocks.ids[row, first : first + K]
-            alone = Blocks(
-                cells[None], start + torch.arange(K)[None], torch.full((1, K), start)
-            )
+            alone = Blocks(cells[None], start + torch.arange(K)[None], torch.full((1, K), start))
             logits = model(text[None, :start], closes[row][None, :start], alone)[0, start:]
             for j in range(K):
                 if t and start + j <= N and cells[j] == MASK:
@@ -458,9 +456,7 @@ def test_eos_inside_a_block_ends_the_output_there(rounds):
         model.decoder.head.weight[EOS] = model.decoder.head.weight[100] * 3
     sampling, emitted = Sampling(temperature=1.0), []
     given = dict(block_size=8, unmask=Unmask("one-step", None), rounds=rounds)
-    made = generate_bltd(
-        model, patcher, [], 600, sampling=sampling, emit=emitted.extend, **given
-    )
+    made = generate_bltd(model, patcher, [], 600, sampling=sampling, emit=emitted.extend, **given)
     assert 0 < len(made.ids) < 600 and not {PAD, BOS, EOS, MASK} & set(made.ids)
     assert len(made.ids) <= 8 * made.counters.rounds and emitted == made.ids
 

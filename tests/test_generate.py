@@ -134,9 +134,7 @@ def test_what_is_emitted_and_traced_is_what_is_made():
         def round(self, processed, drafted, accepted, following):
             rounds.append((processed, drafted, accepted, following))
 
-    made = generate(
-        model, patcher, [104], 30, sampling=ENDLESS, emit=emitted.extend, trace=Spy()
-    )
+    made = generate(model, patcher, [104], 30, sampling=ENDLESS, emit=emitted.extend, trace=Spy())
     assert emitted == made.ids and len(rounds) == 29
     closes = patcher.closes(torch.tensor([BOS, 104, *made.ids])).tolist()
     for i, (processed, drafted, accepted, following) in enumerate(rounds):

@@ -9,6 +9,7 @@ from conftest import count_passes, make_models, random_ids
 import stream as streaming
 from data import BOS, EOS, MASK, OFFSET, encode
 from diffusion import Blocks
+from patcher import NEWLINE, entropy
 from stream import Counters, Stream
 
 
@@ -40,7 +41,7 @@ class Walk:
 
     def __init__(self, model, patcher, ids, seed, max_rollback=12, max_rows=40):
         self.model, self.patcher, self.ids = model, patcher, ids
-        self.rng, self.reached = random.Random(seed), 0
+        self.rng = random.Random(seed)
         self.stream = Stream(model, patcher, max_rollback, max_rows)
         # Logits of the sequence itself, as they were decoded last
         self.logits = torch.full((len(ids), 260), float("nan"), dtype=torch.float64)
@@ -59,8 +60,8 @@ class Walk:
             if rng.random() < 0.3 or s.length - s.decoded > 7:
                 self.catch_up()
             if rng.random() < 0.4 and s.length < len(self.ids):
-                low = max(1, max(self.reached, s.furthest) - s.max_rollback)
-                s.rollback(rng.randrange(min(low, s.length), s.length + 1))
+                low = max(1, s.furthest - s.max_rollback)
+                s.rollback(rng.randrange(low, s.length + 1))
                 if rng.random() < 0.5:
                     self.draft()
         self.catch_up()
@@ -87,7 +88,6 @@ class Walk:
                 continue
             got = s.decode(more, cells)
             provisional += more
-            self.reached = max(self.reached, s.length + len(provisional))
             text = self.ids[: s.length]
             full = in_full(self.model, self.patcher, text, provisional, cells, open_patch)
             assert len(got) == owed + len(more) + len(cells)
@@ -308,3 +308,28 @@ def test_it_shows_a_texts_way_through_the_model(trained_file, capsys):
         closed += "closes" in row
         numbers = [int(word) for word in row.split() if word.isdigit()]
         assert numbers[:4] == [closed, i, closed, i], row
+
+
+# ---- a patcher that forgets at newlines
+
+
+@pytest.mark.parametrize("kind", ["entropy", "monotonic"])
+def test_a_patcher_that_resets_streams_as_it_runs_in_full(kind):
+    """Its context begins at the last newline, however the text is cut and rolled back."""
+    model, patcher = make_models(2, kind=kind)
+    patcher.config.reset_at_newline = patcher.model.config.reset_at_newline = True
+    ids = random_ids(700, 4)
+    ids[5::17] = NEWLINE
+    H = patcher.entropies(ids)
+    for i in (3, 5, 30, 31, 699):
+        start = max([0, *(j for j in range(i + 1) if ids[j] == NEWLINE)])
+        alone = entropy(patcher.model(ids[None, start : i + 1]))[0, -1]
+        assert H[i] == pytest.approx(alone.item(), abs=1e-12), i
+    full = in_full(model, patcher, ids)
+    for seed in range(3):
+        walk = Walk(model, patcher, ids[:150], seed)
+        assert torch.allclose(walk.run(), full[:150], atol=1e-9)
+    stream = Stream(model, patcher, max_rollback=8, max_rows=16)
+    logits = [stream.extend(piece.tolist()) for piece in ids.split(5)]
+    assert torch.allclose(torch.cat(logits), full, atol=1e-9)
+    assert len(stream.known) < 400, "known bytes should have been let go"

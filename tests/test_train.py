@@ -1,15 +1,19 @@
 """train.py: what is resumed ends where the uninterrupted run does, and nothing good is lost."""
 
+import copy
+import heapq
+import pathlib
 import signal
 from dataclasses import asdict
 
 import pytest
 import torch
+from conftest import make_models, random_ids
 
 import train
-from data import Crops, document_ids
+from data import BOS, EOS, Corpus, Crops, document_ids
 from diffusion import RECIPES, Recipe
-from model import BLT, PRESETS, load_model
+from model import BLT, PRESETS
 from patcher import PatcherConfig
 from support import checkpoint
 from support.optim import learning_rate, make_optimizer
@@ -17,8 +21,26 @@ from support.presets import TrainingSettings
 from support.terminal import BadInput
 
 
-def options(corpus_file, out, *more):
-    kept = ["--preset", "nano", "--data", str(corpus_file), "--steps", "8", "--dtype", "float32"]
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    """Less text than other tests train on: these train often."""
+    path = tmp_path_factory.mktemp("text") / "heapq.py"
+    path.write_bytes(pathlib.Path(heapq.__file__).read_bytes())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def machine_of_known_speed(monkeypatch):
+    """Measuring it takes longer than these runs do."""
+    monkeypatch.setattr(train, "product_speed", known_speed)
+
+
+def known_speed(*_):
+    return 1e11
+
+
+def options(data, out, *more):
+    kept = ["--preset", "nano", "--data", str(data), "--steps", "8", "--dtype", "float32"]
     return [*kept, "--out", str(out), *more]
 
 
@@ -45,23 +67,33 @@ def moments(saved):
     return [v for state in saved["optimizer"]["state"].values() for v in state.values()]
 
 
+@pytest.fixture(scope="module")
+def whole_runs(text_file, tmp_path_factory):
+    """Uninterrupted runs by their block size, as loaded checkpoints."""
+    folder, runs = tmp_path_factory.mktemp("whole"), {}
+    for block_size in ("0", "4"):
+        path = folder / f"{block_size}.pt"
+        train.main(options(text_file, path, "--block-size", block_size))
+        runs[block_size] = checkpoint.load(path)
+    return runs
+
+
 @pytest.mark.parametrize("block_size", ["0", "4"])
 @pytest.mark.parametrize("at", [2, 5, 9])
 def test_an_interrupted_run_resumes_bit_for_bit(
-    corpus_file, tmp_path, interrupt_at, monkeypatch, block_size, at
+    text_file, tmp_path, whole_runs, interrupt_at, monkeypatch, block_size, at
 ):
     """4 steps of the patcher, then 8 of the model: the interrupts fall into the first, right
     behind it, and into the second.
     """
-    whole, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
-    train.main(options(corpus_file, whole, "--block-size", block_size))
+    cut = tmp_path / "cut.pt"
     interrupt_at(at)
     with pytest.raises(KeyboardInterrupt):
-        train.main(options(corpus_file, cut, "--block-size", block_size))
+        train.main(options(text_file, cut, "--block-size", block_size))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     monkeypatch.undo()
     train.main(["--resume", str(cut)])
-    a, b = checkpoint.load(whole), checkpoint.load(cut)
+    a, b = whole_runs[block_size], checkpoint.load(cut)
     for part in ("model", "patcher"):
         assert all(torch.equal(a[part][k], b[part][k]) for k in a[part]), part
     assert a["patcher_config"] == b["patcher_config"] and a["progress"] == b["progress"]
@@ -70,9 +102,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert moments(a) and all(torch.equal(x, y) for x, y in zip(moments(a), moments(b)))
 
 
-def test_a_bad_loss_stops_with_its_step_and_keeps_the_checkpoint(
-    corpus_file, tmp_path, monkeypatch
-):
+def test_a_bad_loss_stops_with_its_step_and_keeps_the_checkpoint(text_file, tmp_path, monkeypatch):
     out, calls, real = tmp_path / "x.pt", [0], train.next_byte_loss
 
     def poisoned(logits, ids):
@@ -81,17 +111,17 @@ def test_a_bad_loss_stops_with_its_step_and_keeps_the_checkpoint(
 
     monkeypatch.setattr(train, "next_byte_loss", poisoned)
     with pytest.raises(BadInput, match="not finite at step 5 of the model"):
-        train.main(options(corpus_file, out, "--block-size", "0"))
+        train.main(options(text_file, out, "--block-size", "0"))
     assert checkpoint.load(out)["progress"] == {"stage": "model", "step": 0, "steps": None}
 
 
-def test_block_training_starts_from_a_plain_model(corpus_file, tmp_path):
+def test_block_training_starts_from_a_plain_model(text_file, tmp_path):
     """--init-from takes preset and patcher from the checkpoint and refuses contradictions: once
     it trained silently with another preset's settings.
     """
     plain, fine = tmp_path / "plain.pt", tmp_path / "fine.pt"
-    train.main(options(corpus_file, plain, "--block-size", "0"))
-    begin = ["--data", str(corpus_file), "--steps", "8", "--init-from", str(plain)]
+    train.main(options(text_file, plain, "--block-size", "0"))
+    begin = ["--data", str(text_file), "--steps", "8", "--init-from", str(plain)]
     train.main([*begin, "--block-size", "8", "--out", str(fine)])
     a, b = checkpoint.load(plain), checkpoint.load(fine)
     assert b["config"]["block_size"] == 8 and a["patcher_config"] == b["patcher_config"]
@@ -103,13 +133,15 @@ def test_block_training_starts_from_a_plain_model(corpus_file, tmp_path):
             train.main([*begin, flag, value])
 
 
-def test_resume_refuses_what_the_run_did_not_begin_with(corpus_file, tmp_path):
+def test_resume_refuses_what_the_run_did_not_begin_with(text_file, tmp_path):
     """Also a flag that happens to equal its default, which once was ignored."""
     out = tmp_path / "x.pt"
-    train.main(options(corpus_file, out, "--seed", "3", "--block-size", "4"))
+    train.main(options(text_file, out, "--seed", "3", "--block-size", "4"))
     for flag, value in (("--seed", "0"), ("--block-size", "8"), ("--recipe", "paper")):
         with pytest.raises(BadInput, match=f"{flag} {value} can't change on --resume"):
             train.main(["--resume", str(out), flag, value])
+    same = ["--seed", "3", "--block-size", "4", "--recipe", "ours", "--data", str(text_file)]
+    train.main(["--resume", str(out), *same])  # what it began with may be said again
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -127,18 +159,176 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert checkpoint.load(path)["value"] == 1
 
 
-def test_checkpoints_of_version_1_load_under_the_names_of_today(trained_file, tmp_path):
-    saved = torch.load(trained_file, weights_only=True)
-    old = {"threshold": "theta", "rope_base": "rope_theta", "ngram_table_size": "hash_rows"}
-    later = ("chain_width", "reset_at_newline")
-    for name in ("config", "patcher_config"):
-        config = {old.get(k, k): v for k, v in saved[name].items() if k not in later}
-        saved[name] = config
-    torch.save({**saved, "version": 1}, tmp_path / "old.pt")
-    (model, patcher), (old_model, old_patcher) = map(
-        load_model, (trained_file, tmp_path / "old.pt")
-    )
-    assert model.config == old_model.config and patcher.config == old_patcher.config
+# ---- one step, and how many
+
+
+def task_of(batch=2, accumulate=1, recipe=None):
+    """Random weights in float64 and random text, as a Task."""
+    model, patcher = make_models(0)
+    documents = [random_ids(900, seed) for seed in range(3)]
+    closes = torch.cat([patcher.closes(ids) for ids in documents])
+    crops = Crops(torch.cat(documents), closes, 64, seed=1)
+    settings = TrainingSettings(length=64, batch=batch, accumulate=accumulate, lr=1e-3)
+    loss_of = train.model_loss(recipe or Recipe(4))
+    return train.Task("model", model, crops, loss_of, settings, torch.float32)
+
+
+def contents(state):
+    """A state dict as plain lists, to compare."""
+    return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
+
+
+@pytest.mark.parametrize("seconds, after", [(0.0, 1.0), (0.5, 0.6), (0.5, 0.0)])
+def test_steps_are_counted_on_a_copy(seconds, after):
+    """Timing must leave no trace: not in weights, the optimiser, random numbers or the data."""
+    task, untouched = task_of(), task_of()
+    optimizer = make_optimizer(task.model, task.settings)
+    train.train_step(task, optimizer, 0, 0.0)
+    before = copy.deepcopy((contents(task.model.state_dict()), optimizer.state_dict()))
+    random_state = torch.get_rng_state()
+    steps = train.count_steps(task, seconds, after)
+    assert isinstance(steps, int) and 1 <= steps < 1000 and (seconds or steps == 1)
+    assert contents(task.model.state_dict()) == before[0]
+    known, kept = optimizer.state_dict(), before[1]
+    assert known["param_groups"] == kept["param_groups"]
+    for index, state in kept["state"].items():
+        assert contents(known["state"][index]) == contents(state)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(p.grad is None for p in task.model.parameters())
+    for mine, fresh in zip(task.crops.batch(9, 2), untouched.crops.batch(9, 2)):
+        assert torch.equal(mine, fresh)
+
+
+def test_a_share_of_slower_steps_counts_in_proportion(monkeypatch):
+    """A clock made by hand: steps with blocks take 3 s, those before them 1 s."""
+    clock = [0.0]
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+
+    def step(task, optimizer, number, done):
+        clock[0] += 3.0 if done else 1.0
+
+    monkeypatch.setattr(train, "train_step", step)
+
+    def counted(seconds, after):
+        began = clock[0]
+        return train.count_steps(task_of(), seconds, after), clock[0] - began
+
+    for after, mean in ((1.0, 1.0), (0.0, 3.0), (0.6, 0.6 * 1 + 0.4 * 3)):
+        steps, spent = counted(1000.0, after)
+        assert steps == int((1000 - spent) / mean + 1e-9) and spent < 60
+
+
+@pytest.mark.parametrize("recipe", [Recipe(0), Recipe(4, after=0.0), Recipe(4, **RECIPES["paper"])])
+def test_a_batch_in_two_parts_is_the_same_step(recipe):
+    """Two forward passes of a crop each, or one of both: corruption belongs to a crop.
+
+    Guards: blocks drawn from the global generator, in the order of the batches.
+    """
+    results = []
+    for batch, accumulate in ((2, 1), (1, 2)):
+        task = task_of(batch, accumulate, recipe)
+        optimizer = make_optimizer(task.model, task.settings)
+        bits = [train.train_step(task, optimizer, step, 0.5) for step in range(2)]
+        results.append((bits, task.model.state_dict()))
+    (bits, whole), (same, parts) = results
+    assert bits == pytest.approx(same, rel=1e-6)
+    assert all(torch.allclose(whole[k], parts[k], atol=1e-5) for k in whole)
+
+
+def test_blocks_join_when_the_recipe_says(monkeypatch):
+    seen, real = [], train.make_blocks
+
+    def watched(*given):
+        seen.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(train, "make_blocks", watched)
+    for recipe, joined in ((Recipe(4, after=0.6), 2), (Recipe(4, after=0.0), 4), (Recipe(0), 0)):
+        seen.clear()
+        task = task_of(recipe=recipe)
+        optimizer = make_optimizer(task.model, task.settings)
+        for step, done in enumerate((0.0, 0.59, 0.6, 0.99)):
+            train.train_step(task, optimizer, step, done)
+        assert len(seen) == joined
+
+
+# ---- a whole run
+
+
+def test_a_run_keeps_its_corpus_small_and_hashes_it_once(text_file, tmp_path, monkeypatch):
+    """Guards: the corpus hashed again at every save, and eight bytes kept for each of its own."""
+    hashed, packed, real = [], [], train.Crops
+
+    def digest(self):
+        hashed.append(self)
+        return "0" * 64
+
+    def crops(ids, *rest):
+        packed.append(ids)
+        return real(ids, *rest)
+
+    once = type(Corpus.__dict__["sha256"])(digest)
+    once.__set_name__(Corpus, "sha256")
+    monkeypatch.setattr(Corpus, "sha256", once)
+    monkeypatch.setattr(train, "Crops", crops)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)  # after every step
+    train.main(options(text_file, tmp_path / "x.pt", "--block-size", "0"))
+    assert len(hashed) == 1
+    assert len(packed) == 2 and all(ids.dtype == torch.int16 for ids in packed)
+
+
+def test_minutes_become_a_number_of_steps_that_is_kept(text_file, tmp_path):
+    """Counted before the first step, so that the learning rate knows where it ends."""
+    out = tmp_path / "x.pt"
+    short = ["--data", str(text_file), "--preset", "nano", "--batch", "1", "--minutes", "0.02"]
+    train.main([*short, "--dtype", "float32", "--out", str(out)])
+    progress = checkpoint.load(out)["progress"]
+    assert progress["stage"] == "model" and progress["step"] == progress["steps"] >= 1
+
+
+@pytest.mark.parametrize("recipe, starts", [("ours", "any"), ("paper", "patch")])
+def test_the_speed_printed_counts_rows_of_blocks(text_file, tmp_path, monkeypatch, recipe, starts):
+    """Guards: no block rows in the paper's recipe's GFLOP/s."""
+    asked, real = [], BLT.flops_per_byte
+
+    def watched(self, mean_patch, cells_per_byte):
+        asked.append((mean_patch, cells_per_byte))
+        return real(self, mean_patch, cells_per_byte)
+
+    monkeypatch.setattr(BLT, "flops_per_byte", watched)
+    out = tmp_path / "x.pt"
+    train.main(options(text_file, out, "--recipe", recipe, "--block-size", "8"))
+    saved = checkpoint.load(out)
+    mean = saved["results"]["mean_patch_train"]
+    assert saved["asked"]["starts"] == starts
+    by_hand = {"paper": 8 / mean, "ours": Recipe().cells_per_byte * (1 - Recipe().after)}
+    assert asked == [(mean, pytest.approx(by_hand[recipe]))] and asked[0][1] > 0
+
+
+def test_no_patch_of_the_training_text_spans_two_documents(tmp_path, monkeypatch):
+    """Guards: EOS that did not close its patch in packed text. Folders of many small files."""
+    for i in range(40):
+        (tmp_path / f"{i}.txt").write_bytes(bytes(random_ids(150 + i, i)[1:] - 4))
+    packed, real = [], train.Crops
+
+    def crops(*given):
+        packed.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(train, "Crops", crops)
+    train.main(options(tmp_path, tmp_path / "x.pt", "--block-size", "0"))
+    ids, closes, *_ = packed[-1]
+    assert (ids == EOS).sum() > 30 and closes[ids == EOS].all() and closes[ids == BOS].all()
+
+
+def test_bad_recipes_are_refused_before_anything_is_read(text_file, trained_file, tmp_path):
+    """Guards: found out only when the patcher had been trained."""
+    for begin in (["--data", "gone"], ["--init-from", str(trained_file), "--data", "gone"]):
+        with pytest.raises(BadInput, match="--cells-per-byte 0"):
+            train.main([*begin, "--cells-per-byte", "0"])
+
+
+# ---- the optimiser
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
@@ -158,48 +348,11 @@ def test_only_matrices_of_linear_maps_decay():
     assert free == {names[id(p)] for p in others["params"]}
 
 
-def test_steps_are_counted_on_a_copy():
-    """Timing must leave no trace: neither weights nor the position in the data move."""
-    torch.manual_seed(0)
-    preset = PRESETS["nano"]
-    model, ids = BLT(preset.model).init_weights(), torch.randint(4, 260, (4000,))
-    crops = Crops(ids, torch.rand(4000) < 0.25, 64, seed=0)
-    settings = TrainingSettings(length=64, batch=2)
-    loss_of = train.model_loss(Recipe(4))
-    task = train.Task("model", model, crops, loss_of, settings, torch.float32)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    assert train.count_steps(task, 1.0, after=0.6) >= 1
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_every_preset_trains_its_patcher_on_more_than_its_window():
-    """The 1B patcher, of window 512, once trained on crops of 256 bytes."""
-    for name, preset in PRESETS.items():
-        assert preset.patcher_training.length >= preset.patcher.window, name
-
-
-@pytest.mark.parametrize("name, crops, warmup", [("blt-1b", 512, 2000), ("blt-3b", 1024, 4000)])
-def test_batches_are_the_papers(name, crops, warmup):
-    """2^19 and 2^20 tokens of about 4 bytes: 2 and 4 MB of text a step."""
-    s = PRESETS[name].training
-    assert (s.batch * s.accumulate, s.length, s.warmup) == (crops, 4096, warmup)
-
-
-def test_the_papers_recipe_counts_its_block_rows():
-    """They were missing from the GFLOP/s once."""
-    paper = Recipe(8, **RECIPES["paper"])
-    assert paper.cells(mean_patch=4.0) == 2.0 and Recipe(0).cells(4.0) == 0
-    assert Recipe(8, cells_per_byte=0.5, after=0.6).cells(4.0) == pytest.approx(0.2)
-    with pytest.raises(BadInput, match="cells-per-byte 0"):
-        Recipe(8, starts="any", cells_per_byte=0.0)
-
-
-def test_shapes_and_patches_follow_their_flags(corpus_file, tmp_path):
+def test_shapes_and_patches_follow_their_flags(text_file, tmp_path):
     out = tmp_path / "x.pt"
     shape = ["--decoder-layers", "1", "--global-layers", "3", "--ngram-table-size", "99"]
     patches = ["--patch-size", "3", "--max-patch", "6", "--reset-at-newline"]
-    train.main(options(corpus_file, out, *shape, *patches))
+    train.main(options(text_file, out, *shape, *patches))
     saved = checkpoint.load(out)
     config = saved["config"]
     assert (config["decoder_layers"], config["global_layers"]) == (1, 3)
@@ -210,9 +363,9 @@ def test_shapes_and_patches_follow_their_flags(corpus_file, tmp_path):
         train.main(["--patch-size", "9"])
 
 
-def test_recipes_reach_the_run(corpus_file, tmp_path):
+def test_recipes_reach_the_run(text_file, tmp_path):
     out = tmp_path / "x.pt"
-    train.main(options(corpus_file, out, "--recipe", "paper", "--mask-weight", "0.5"))
+    train.main(options(text_file, out, "--recipe", "paper", "--mask-weight", "0.5"))
     asked = checkpoint.load(out)["asked"]
     expected = {**asdict(Recipe(8, **RECIPES["paper"])), "mask_weight": 0.5}
     assert {name: asked[name] for name in expected} == expected
