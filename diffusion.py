@@ -42,7 +42,7 @@ class Recipe:
     block_size: int = 8  # K
     starts: str = "any"  # any: blocks start anywhere, as drafts do | patch: at patch starts
     cells_per_byte: float = 0.5  # cells of blocks a byte of text; 0: a block at every patch start
-    noise: str = "block"  # a noise level t for each block | sequence: one for all blocks of a crop
+    noise: str = "sequence"  # one noise level t for all blocks of a crop | block: one for each
     full_share: float = 0.5  # share of blocks masked whole: the state every draft starts from
     t_min: float = 0.1  # t is uniform on (t_min, 1): a cell's weight 1/t stays below 1 / t_min
     mask_weight: float = 1.0  # λ of the loss

@@ -140,7 +140,7 @@ def speculate(model, patcher, prompt, max_bytes, drafter, count, *, rounds="ours
         if left > 1:
             drafted, q = drafter(stream, text, decided, min(count, left - 1), sampling)
         if encode_open:
-            stream.rollback(len(text) - 1)  # verified together with its draft, as without
+            stream.rollback(len(text) - 1)  # taken back: the pass below verifies it with its draft
         stream.advance(text[-1:] + drafted, encode_open)
         stream.forget_open()
         p = distribution(stream.decode(), sampling)

@@ -13,28 +13,45 @@ Every task ends with its score, with a standard error, and its cost. Each takes 
 reads and no others: `python -m evaluation TASK --help`.
 """
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 from diffusion import UNMASK
-from evaluation.benchmarks import CHOICES, PROGRAMS, TRANSLATIONS
+from evaluation.answers import evaluate_code, evaluate_translation
+from evaluation.benchmarks import BUDGETS, CHOICES, PROGRAMS, READERS, TRANSLATIONS
 from evaluation.diversity import evaluate_diversity
 from evaluation.figure7 import evaluate_miniature
+from evaluation.likelihood import evaluate_bpb, evaluate_likelihood
 from evaluation.miniature import TASKS
 from evaluation.plots import plot_path
-from evaluation.tasks import (
-    evaluate_bpb,
-    evaluate_code,
-    evaluate_likelihood,
-    evaluate_translation,
-)
 from sample import load
 from speculate import MODES
 from support.flags import add_checkpoint, add_drafting, add_mode, add_sampling
 from support.terminal import BadInput, Parser, number, run
 
 NAME = "evaluation"
+NO_STOP, CONSENT = "--no-stop", "--allow-code-execution"
+BUDGET = 256  # new bytes of an answer to items that are made here
+
+# Flags that sample.py has not: their help, and how they are read if they are no switches
+FLAGS = {
+    "--json": "print JSON objects, one a line, and nothing else",
+    "--data": "paths to take whole (default: the validation split of the checkpoint's corpus)",
+    NO_STOP: "generate the whole budget as the paper does, past stops and the end of text; "
+    "what stands before a stop is scored, the cost counts all",
+    CONSENT: "run programs that the model wrote; this is NO SECURITY SANDBOX",
+    "--plot": "draw it, PNG or SVG",
+    "--write": "write text for train.py --data DIR into a new folder; takes no other flag",
+    "--checkpoints": "models trained on that text, the plain BLT among them",
+}
+VALUES = {
+    "--data": {"nargs": "+", "metavar": "PATH"},
+    "--plot": {"metavar": "FILE", "type": plot_path},
+    "--write": {"metavar": "DIR"},
+    "--checkpoints": {"nargs": "+", "metavar": "FILE"},
+}
 
 
 class Only:
@@ -51,185 +68,100 @@ class Only:
             self.parser.add_argument(flag, **options)
 
 
-# ---- flags that several tasks share
+def add(parser, *flags):
+    """Add some of FLAGS."""
+    for flag in flags:
+        how = VALUES.get(flag, {"action": "store_true"})
+        parser.add_argument(flag, help=FLAGS[flag], **how)
 
 
-def add_limit(task, default, unit, note=""):
-    """--limit and --json."""
-    text = f"evaluate on the first so many {unit}{note}"
-    task.add_argument("--limit", type=number(int, 1), default=default, help=text)
-    task.add_argument(
-        "--json", action="store_true", help="print JSON objects, one a line, and nothing else"
-    )
+# ---- what tasks share with sample.py, and miniature's own
 
 
-def add_set(task, own, public):
-    """--set and --items: our own sets, the first of them the default, and public benchmarks."""
-    task.add_argument("--set", default=own[0], choices=[*own, *public], help="which items")
-    task.add_argument(
-        "--items", metavar="DIR", help=f"folder with the files of {', '.join(public)}"
-    )
-
-
-def add_data(task):
-    """--data, for tasks on held-out text."""
-    task.add_argument(
-        "--data",
-        nargs="+",
-        metavar="PATH",
-        help="files and folders to take whole "
-        "(default: the validation split of the checkpoint's corpus)",
-    )
-
-
-def add_code_execution(task):
-    """The flag without which nothing that a model wrote is run."""
-    task.add_argument(
-        "--allow-code-execution",
-        action="store_true",
-        help="run programs that the model wrote; limits end accidents, "
-        "but this is NO SECURITY SANDBOX",
-    )
-
-
-def add_plot(task):
-    """--plot, refused at once where it could not be written in the end."""
-    task.add_argument("--plot", metavar="FILE", type=plot_path, help="draw it, PNG or SVG")
-
-
-# ---- the flags of each task: those that it reads, so that any other is refused
-
-
-def add_bpb(task):
-    """Nothing is generated, so there are no flags of sampling or mode."""
-    add_limit(task, None, "documents")
-    add_checkpoint(task)
-    add_data(task)
-
-
-def add_likelihood(task):
-    """Nothing is generated here either."""
-    add_limit(task, 1000, "items", "; those of mmlu are taken from its subjects in turn")
-    add_checkpoint(task)
-    add_set(task, ("cloze",), CHOICES)
-    add_data(task)
-
-
-def add_translate(task):
+def add_answers(parser):
     """Everything that sample.py knows of sampling and modes."""
-    add_limit(task, 200, "items")
-    add_checkpoint(task)
-    add_sampling(task, bytes=512)
-    add_mode(task, MODES, UNMASK)
-    add_set(task, TASKS[:2], TRANSLATIONS)
+    add_checkpoint(parser)
+    add_sampling(parser, bytes=None)
+    add_mode(parser, MODES, UNMASK)
 
 
-def add_code(task):
-    """As for translations, and the word of consent."""
-    add_limit(task, 200, "items")
-    add_checkpoint(task)
-    add_sampling(task, bytes=1024)
-    add_mode(task, MODES, UNMASK)
-    add_set(task, TASKS[2:], PROGRAMS)
-    add_code_execution(task)
-
-
-def add_diversity(task):
-    """No --top-p, --unmask and --gamma, which are what the task varies.
+def add_diversity(parser):
+    """No --top-p, --unmask, --gamma and --ignore-eos, which the task itself sets.
 
     Greedy samples would all be one, so the temperature is 1 unless told otherwise.
     """
-    add_limit(task, 4, "samples a setting")
-    add_checkpoint(task)
-    sampling = Only(task, "--bytes", "--temperature", "--seed", "--ignore-eos")
+    add_checkpoint(parser)
+    sampling = Only(parser, "--bytes", "--temperature", "--seed")
     add_sampling(sampling, bytes=1000, temperature=1.0)
-    add_drafting(Only(task, "--block-size"), UNMASK)
-    add_plot(task)
+    add_drafting(Only(parser, "--block-size"), UNMASK)
+    add(parser, "--plot")
 
 
-def add_miniature(task):
+def add_miniature(parser):
     """No --mode, as all run, and --checkpoints for --checkpoint."""
-    what = task.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--write",
-        metavar="DIR",
-        help="write the text to train on into a new folder, for train.py --data DIR; "
-        "takes no other flag",
-    )
-    what.add_argument(
-        "--checkpoints",
-        nargs="+",
-        metavar="FILE",
-        help="models trained on that text, the plain BLT among them",
-    )
-    add_checkpoint(Only(task, "--device"))
-    add_limit(task, 100, "items a task")
-    add_sampling(task)
-    add_drafting(task, UNMASK)
-    add_code_execution(task)
-    add_plot(task)
+    add(parser.add_mutually_exclusive_group(required=True), "--write", "--checkpoints")
+    add_checkpoint(Only(parser, "--device"))
+    add_sampling(parser, bytes=BUDGET)
+    add_drafting(parser, UNMASK)
+    add(parser, NO_STOP, CONSENT, "--plot")
 
 
 class Task(NamedTuple):
     """One evaluation as the command line knows it."""
 
+    run: Callable  # takes model, patcher and options; its docstring is the help
+    limit: int | None  # the default
+    unit: str  # what --limit counts
     add_flags: Callable  # takes a parser
-    run: Callable  # takes model, patcher and options
-    text: str
+    flags: tuple = ()  # which of FLAGS besides
 
 
+SUBJECTS = "items; those of mmlu are taken from its subjects in turn"
 COMMANDS = {
-    "bpb": Task(
-        add_bpb,
-        evaluate_bpb,
-        "Bits per byte under the causal mask, beside xz; of a BLT-D also the loss of masked "
-        "blocks by position.",
-    ),
-    "likelihood": Task(
-        add_likelihood,
-        evaluate_likelihood,
-        "Multiple choice by the log-likelihood of each choice, as a sum and per byte.",
-    ),
-    "translate": Task(
-        add_translate,
-        evaluate_translation,
-        "Translation into English, four worked examples, greedy unless told otherwise.",
-    ),
-    "code": Task(
-        add_code,
-        evaluate_code,
-        "pass@1 of programs that the model completes. They run in a process of their own, with "
-        "limits on time, memory, files and processes. That ends accidents; it is NO SECURITY "
-        "SANDBOX. Run models that you do not trust in a container or virtual machine.",
-    ),
-    "diversity": Task(
-        add_diversity,
-        evaluate_diversity,
-        "Word type-token ratio of unconditional BLT-D samples against decoder passes, γ and top-p "
-        "swept.",
-    ),
-    "miniature": Task(
-        add_miniature,
-        evaluate_miniature,  # takes options alone, which name several models
-        "The paper's Figure 7 in small: score and cost of plain BLT, BLT-S, BLT-D-K and BLT-DV-K "
-        "on generated tasks.",
-    ),
+    "bpb": Task(evaluate_bpb, None, "documents", add_checkpoint, ("--data",)),
+    "likelihood": Task(evaluate_likelihood, 1000, SUBJECTS, add_checkpoint, ("--data",)),
+    "translate": Task(evaluate_translation, 200, "items", add_answers, (NO_STOP,)),
+    "code": Task(evaluate_code, 200, "items", add_answers, (NO_STOP, CONSENT)),
+    "diversity": Task(evaluate_diversity, 16, "samples a setting", add_diversity),
+    # This one takes options alone, which name several models.
+    "miniature": Task(evaluate_miniature, 100, "items a task", add_miniature),
 }
+# Names for --set, the first of them the default
+SETS = {
+    "likelihood": ("cloze", *CHOICES),
+    "translate": (*TASKS[:2], *TRANSLATIONS),
+    "code": (*TASKS[2:], *PROGRAMS),
+}
+
+
+def add_task(tasks, name, task):
+    """The parser of a task."""
+    text = inspect.getdoc(task.run)
+    parser = tasks.add_parser(name, help=text, description=text)
+    help_ = f"evaluate on the first so many {task.unit}"
+    parser.add_argument("--limit", type=number(int, 1), default=task.limit, help=help_)
+    add(parser, "--json", *task.flags)
+    task.add_flags(parser)
+    if name in SETS:
+        sets = SETS[name]
+        public = ", ".join(known for known in sets if known in READERS)
+        parser.add_argument("--set", default=sets[0], choices=sets, help="which items")
+        parser.add_argument("--items", metavar="DIR", help=f"folder with the files of {public}")
 
 
 def options_from(argv):
     """The command line as a Namespace. Raises BadInput for what does not go together."""
     parser = Parser(prog=f"python -m {NAME}", description="Evaluate a checkpoint.")
-    tasks = parser.add_subparsers(
-        dest="task", required=True, metavar="TASK", help=", ".join(COMMANDS)
-    )
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for name, task in COMMANDS.items():
-        task.add_flags(tasks.add_parser(name, help=task.text, description=task.text))
+        add_task(tasks, name, task)
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         words = f"{options.task} takes no {' '.join(unknown)}"
         raise BadInput(f"{words} (see {parser.prog} {options.task} --help)")
     check_flags(options, sys.argv[1:] if argv is None else argv)
+    if "bytes" in options and options.bytes is None:
+        options.bytes = BUDGETS.get(options.set, BUDGET)
     return options
 
 
@@ -239,7 +171,7 @@ def check_flags(options, given):
     if getattr(options, "write", None) and sum(argument.startswith("-") for argument in given) > 1:
         raise BadInput("--write takes no other flag: it writes all that there is to train on")
     if "set" in options:
-        from_folder = options.set in {**CHOICES, **TRANSLATIONS, **PROGRAMS}
+        from_folder = options.set in READERS
         if options.items and not from_folder:
             raise BadInput(f"--set {options.set} reads no --items: name a benchmark with --set")
         if from_folder and getattr(options, "data", None):

@@ -17,10 +17,8 @@ from evaluation.items import Choice, Question, as_bytes, behind, translation
 from support.terminal import BadInput
 
 # What ends the body of a function: the next line that is not indented.
-TOP_LEVEL = (
-    *("\ndef ", "\nclass ", "\nif ", "\nfor ", "\nprint", "\nassert "),
-    *("\nimport ", "\nfrom ", "\n#", "\n@", '\n"""'),
-)
+STATEMENTS = ("def ", "class ", "if ", "for ", "print", "assert ", "import ", "from ")
+TOP_LEVEL = tuple("\n" + start for start in (*STATEMENTS, "#", "@", '"""'))
 
 
 # ---- files

@@ -4,7 +4,6 @@ BLT-D writes without a prompt, under entropy-bounded unmasking with many a γ an
 setting stand the decoder passes that a byte took and the type-token ratio of what was written.
 """
 
-import statistics
 from itertools import product
 
 import numpy as np
@@ -12,12 +11,12 @@ from tqdm import tqdm
 
 from data import decode
 from evaluation.plots import Point, draw_points
-from evaluation.report import print_rows, standard_error, with_error
+from evaluation.report import mean, print_rows, with_error
 from generate import Generation, Sampling
 from speculate import Drafting, check_mode, run_mode
 from support.terminal import table
 
-GAMMAS, TOP_PS = (0.5, 0.8, 1.0, 1.2), (0.8, 0.9, 1.0)
+GAMMAS, TOP_PS = (0.5, 0.8, 1.0, 1.2), (0.8, 0.9, 0.95, 1.0)
 
 
 def type_token_ratio(data):
@@ -27,7 +26,10 @@ def type_token_ratio(data):
 
 
 def evaluate_diversity(model, patcher, options):
-    """Sweep γ of entropy-bounded unmasking and top-p; print a row a setting and a correlation."""
+    """Word type-token ratio of unconditional BLT-D samples against decoder passes.
+
+    γ and top-p are swept. All samples have the length --bytes, so that their passes compare.
+    """
     # Refuse a plain BLT before anything is generated.
     check_mode("bltd", model, Drafting(block_size=options.block_size))
     grid = tqdm(list(product(GAMMAS, TOP_PS)), desc="settings", leave=False)
@@ -54,28 +56,15 @@ def measure(model, patcher, gamma, top_p, options):
     """
     # γ is nats of entropy that one step may unmask: a smaller γ takes more passes.
     drafting = Drafting(block_size=options.block_size, unmask="entropy", gamma=gamma)
-    made = []
-    for sample in range(options.limit):
-        sampling = Sampling(
-            temperature=options.temperature,
-            top_p=top_p,
-            ignore_eos=options.ignore_eos,
-            seed=options.seed + sample,
-        )
-        made.append(
-            run_mode("bltd", model, patcher, [], options.bytes, drafting, sampling=sampling)
-        )
+    made, length = [], options.bytes
+    for seed in range(options.seed, options.seed + options.limit):
+        sampling = Sampling(options.temperature, top_p, ignore_eos=True, seed=seed)
+        made.append(run_mode("bltd", model, patcher, [], length, drafting, sampling=sampling))
     ratios = [type_token_ratio(decode(generation.ids)) for generation in made]
     cost = Generation.total(made).cost()
-    return {
-        "task": "diversity",
-        "gamma": gamma,
-        "top_p": top_p,
-        "type_token_ratio": statistics.mean(ratios),
-        "type_token_ratio_se": standard_error(ratios),
-        "decoder_nfes_per_byte": cost["decoder_nfes"] / max(1, cost["new_bytes"]),
-        **cost,
-    }
+    row = {"task": "diversity", "gamma": gamma, "top_p": top_p, **mean("type_token_ratio", ratios)}
+    row["decoder_nfes_per_byte"] = cost["decoder_nfes"] / max(1, cost["new_bytes"])
+    return row | cost
 
 
 def plot_series(rows):
@@ -90,19 +79,12 @@ def plot_series(rows):
 
 def print_diversity(rows, correlation):
     """The rows as a table, and the correlation below."""
-    header = ["γ, top-p", "type-token ratio", "decoder NFEs/B", "bytes", "bytes/s"]
-    cells = []
+    header, cells = ["γ, top-p", "type-token ratio", "decoder NFEs/B", "bytes", "bytes/s"], []
     for row in rows:
-        ratio, error = row["type_token_ratio"], row["type_token_ratio_se"]
-        cells.append(
-            [
-                f"{row['gamma']} {row['top_p']}",
-                with_error(ratio, error, ".3f", ".3f"),
-                f"{row['decoder_nfes_per_byte']:.3f}",
-                row["new_bytes"],
-                f"{row['bytes_per_second']:.0f}",
-            ]
-        )
+        setting = f"{row['gamma']} {row['top_p']}"
+        passes, speed = f"{row['decoder_nfes_per_byte']:.3f}", f"{row['bytes_per_second']:.0f}"
+        ratio = with_error(row, "type_token_ratio", ".3f", ".3f")
+        cells.append([setting, ratio, passes, row["new_bytes"], speed])
     print(table(header, cells))
     said = "none, one of them is constant" if correlation is None else f"{correlation:.2f}"
     print(f"\ncorrelation of type-token ratio and decoder NFEs a byte over the settings: {said}")

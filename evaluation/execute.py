@@ -11,9 +11,9 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
 from support.terminal import BadInput
 
@@ -28,9 +28,8 @@ token, source, out = sys.stdin.readline(), sys.stdin.read(), os.dup(1)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 os.set_inheritable(out, False)
 import resource
-LIMITS = {
-    "CPU": SECONDS + 1, "AS": MEGABYTES << 20, "FSIZE": FILE_MEGABYTES << 20, "NPROC": 0, "CORE": 0
-}
+LIMITS = {"CPU": SECONDS + 1, "AS": MEGABYTES << 20, "FSIZE": FILE_MEGABYTES << 20}
+LIMITS |= {"NPROC": 0, "CORE": 0}
 for name, value in LIMITS.items():
     try:
         resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
@@ -38,15 +37,11 @@ for name, value in LIMITS.items():
         pass  # a system without this limit; time and the hook below still hold
 folder = os.path.realpath(os.getcwd())
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-FORBIDDEN = (
-    "os.fork", "os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.kill", "subprocess",
-    "pty", "socket", "ctypes", "signal.pthread_kill", "resource.setrlimit", "os.chmod",
-    "os.chown", "os.utime", "os.fchdir",
+FORBIDDEN = tuple(
+    "os.fork os.exec os.spawn os.posix_spawn os.system os.kill subprocess pty socket ctypes "
+    "signal.pthread_kill resource.setrlimit os.chmod os.chown os.utime os.fchdir".split()
 )
-CHANGES = (
-    "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
-    "os.chdir",
-)
+CHANGES = "os.remove os.rename os.rmdir os.mkdir os.link os.symlink os.truncate os.chdir".split()
 
 def outside(path, real=os.path.realpath, decode=os.fsdecode):
     if not isinstance(path, (str, bytes)):
@@ -79,29 +74,24 @@ def run_program(source, seconds=SECONDS, megabytes=MEGABYTES):
     """
     if os.name != "posix":
         raise BadInput(
-            "running programs needs a POSIX system (Linux, macOS, WSL): this one can't limit them"
+            "only POSIX systems (Linux, macOS, WSL) can limit the programs that they run"
         )
     token, folder = secrets.token_hex(16), tempfile.mkdtemp(prefix="program-")
     limits = f"SECONDS, MEGABYTES = {int(seconds)}, {megabytes}\nFILE_MEGABYTES = {FILE_MEGABYTES}"
+    # -I keeps the folder and the user's packages out of its imports.
+    command = [sys.executable, "-I", "-c", limits + CHILD]
+    pipes = {"stdin": PIPE, "stdout": PIPE, "stderr": DEVNULL}
+    text = {"text": True, "encoding": "utf-8", "errors": "surrogatepass"}
+    # No variables of ours but a PATH; a session of its own, so that all that it may have started
+    # ends with it.
+    env = {"PATH": os.defpath, "PYTHONHASHSEED": "0", "TMPDIR": folder}
+    own = {"cwd": folder, "env": env, "start_new_session": True}
     try:
-        # A session of its own, so that all that it may have started ends with it; no variables of
-        # ours but a PATH; -I keeps the folder and the user's packages out of its imports.
-        child = subprocess.Popen(
-            [sys.executable, "-I", "-c", limits + CHILD],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            errors="surrogatepass",
-            start_new_session=True,
-            env={"PATH": os.defpath, "PYTHONHASHSEED": "0", "TMPDIR": folder},
-        )
+        child = Popen(command, **pipes, **text, **own)
         try:
             said, _ = child.communicate(f"{token}\n{source}", timeout=seconds)
             return "passed" if said == token + "\n" else "failed"
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             return "timed out"
         finally:
             # The child and whatever it left behind, unless they are gone already.

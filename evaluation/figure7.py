@@ -10,62 +10,45 @@ import statistics
 from data import read_corpus
 from evaluation import miniature
 from evaluation.answers import Runner, answer_all, code_score, translation_score
+from evaluation.items import Question
 from evaluation.plots import Point, draw_points
 from evaluation.report import print_rows, with_error
 from generate import Generation
 from model import load_model
-from speculate import check_mode
+from speculate import check_mode, size_of_blocks
 from support.machine import choose_device
 from support.terminal import BadInput, table
 
-# JSON key of a score, and its head in the table
-SCORES = {
-    "fr-en_exact": "fr-en exact",
-    "fr-en_bleu": "BLEU",
-    "de-en_exact": "de-en exact",
-    "de-en_bleu": "BLEU",
-    "code_pass@1": "code pass@1",
-}
-# what passes are counted of, and their head in the table
-PASSES = {"decoder": "dec/B", "encoder_global": "enc+glob/B", "entropy": "patcher/B"}
+# JSON keys, those of passes counted a byte in the table, and what stands above its columns
+SCORES = ("fr-en_exact", "fr-en_bleu", "de-en_exact", "de-en_bleu", "code_pass@1")
+PASSES = ("decoder_nfes", "encoder_global_nfes", "entropy_nfes")
+HEADER = ["", "fr-en exact", "BLEU", "de-en exact", "BLEU", "code pass@1"]
+HEADER += ["dec/B", "enc+glob/B", "patcher/B", "MB/B", "saved", "bytes/s"]
 
 
 def evaluate_miniature(options):
-    """Write the training text, or score and price every checkpoint and mode on the three tasks."""
+    """The paper's Figure 7 in small.
+
+    Score and cost of plain BLT, BLT-S, BLT-D-K and BLT-DV-K on generated tasks.
+    """
     if options.write:
         miniature.write(options.write)
         print(read_corpus([options.write]).describe())
-        print(f"train on it: python train.py --data {options.write}")
-        return
+        return print(f"train on it: python train.py --data {options.write}")
     runners = runners_of(options)
     # The first generation of a process is slow and would count against plain BLT.
     for runner in runners:
-        runner.answer("warm-up", ("\n",))
-    rows = [
-        {"task": "miniature", "name": r.name, "mode": r.mode, "block_size": trained_size(r)}
-        for r in runners
-    ]
-    made = [[] for _ in runners]
-    for task in miniature.TASKS:
-        answer_task(task, runners, rows, made, options)
-    for row, generations in zip(rows, made):
-        row |= Generation.total(generations).cost()
-        add_summary(row, baseline=rows[0])
+        runner.answer(Question("warm-up", "", ("\n",)))
+    rows = measure(runners, options)
     if options.json:
         print_rows(rows)
     else:
         print_miniature(rows, options)
     if options.plot:
-        panels = {
-            "MB a byte by Eq. 8": plot_series(rows, "gb_per_kilobyte"),
-            "bytes/s": plot_series(rows, "bytes_per_second"),
-        }
+        panels = {"MB a byte by Eq. 8": "gb_per_kilobyte", "bytes/s": "bytes_per_second"}
+        panels = {label: plot_series(rows, key) for label, key in panels.items()}
         draw_points(options.plot, "right answers, %", panels)
-
-
-def trained_size(runner):
-    """K of the blocks that a Runner's model was trained for, 0 for a plain BLT."""
-    return runner.model.config.block_size
+    return None
 
 
 def runners_of(options):
@@ -73,42 +56,41 @@ def runners_of(options):
 
     Plain checkpoints run as BLT and BLT-S, those trained for blocks as BLT-D-K and BLT-DV-K.
     """
-    device = choose_device(options.device)
-    runners = []
-    for path in options.checkpoints:
-        model, patcher = load_model(path)
-        K = model.config.block_size
-        if K:
-            K = options.block_size or K
+    device, runners = choose_device(options.device), []
+    loaded = [load_model(path) for path in options.checkpoints]
+    for model, patcher in sorted(loaded, key=lambda pair: pair[0].config.block_size):
+        modes = {"blt": "BLT", "blts": f"BLT-S k={options.draft_size}"}
+        if model.config.block_size:
+            check_mode("bltd", model, options)
+            K = size_of_blocks(model, options)
             modes = {"bltd": f"BLT-D-{K}", "bltdv": f"BLT-DV-{K}"}
-        else:
-            modes = {"blt": "BLT", "blts": f"BLT-S k={options.draft_size}"}
-        for mode, name in modes.items():
-            runners.append(Runner(name, model.to(device), patcher.to(device), mode, options))
+        model, patcher = model.to(device), patcher.to(device)
+        runners += [Runner(modes[mode], model, patcher, mode, options) for mode in modes]
     names = [runner.name for runner in runners]
     if len(set(names)) < len(names) or "BLT" not in names:
-        raise BadInput(
-            f"--checkpoints makes {', '.join(names)}: "
-            "give one plain BLT (K = 0) and one model for each block size"
-        )
-    for runner in filter(trained_size, runners):
-        check_mode(runner.mode, runner.model, options)
-    return sorted(runners, key=trained_size)
+        advice = "give one plain BLT (K = 0) and one model for each block size"
+        raise BadInput(f"--checkpoints makes {', '.join(names)}: {advice}")
+    return runners
 
 
-def answer_task(task, runners, rows, made, options):
-    """Let every Runner answer the items of a task: its scores go to its row, its cost to `made`.
-
-    made: a list of Generations for each Runner.
-    """
-    language, examples, items = miniature.test_items(task, options.limit)
-    score = code_score if task == "code" else translation_score
-    answered = answer_all(runners, language, examples, items)
-    for row, generations, answers in zip(rows, made, answered):
-        texts, new = zip(*answers)
-        generations += new
-        if task != "code" or options.allow_code_execution:
-            row |= {f"{task}_{name}": value for name, value in score(texts, items).items()}
+def measure(runners, options):
+    """Let every Runner answer the items of all tasks -> a row for each."""
+    rows, made = [{"task": "miniature"} for _ in runners], [[] for _ in runners]
+    for row, runner in zip(rows, runners):
+        K = runner.model.config.block_size
+        row |= {"name": runner.name, "mode": runner.mode, "block_size": K}
+    for task in miniature.TASKS:
+        questions = miniature.test_items(task, options.limit)
+        score = code_score if task == "code" else translation_score
+        for row, generations, answers in zip(rows, made, answer_all(runners, questions)):
+            texts, new = zip(*answers)
+            generations += new
+            if task != "code" or options.allow_code_execution:
+                row |= {f"{task}_{name}": value for name, value in score(texts, questions).items()}
+    for row, generations in zip(rows, made):
+        row |= Generation.total(generations).cost()
+        add_summary(row, baseline=rows[0])
+    return rows
 
 
 def add_summary(row, baseline):
@@ -129,31 +111,23 @@ def add_summary(row, baseline):
 
 def plot_series(rows, key):
     """-> {name of a row: its only Point}, at its cost `key` and its score."""
-    return {row["name"]: [Point(row[key], row["score"], row["score_se"])] for row in rows}
+    points = [Point(row[key], row["score"], row["score_se"], row["name"]) for row in rows]
+    return {point.name: [point] for point in points}
 
 
 def print_miniature(rows, options):
     """The rows as a table; gigabytes a kilobyte are megabytes a byte."""
-    header = ["", *SCORES.values(), *PASSES.values(), "MB/B", "saved", "bytes/s"]
     cells = []
     for row in rows:
-        scores = [
-            with_error(row[key], row[key + "_se"], ".1f", ".1f") if key in row else "not run"
-            for key in SCORES
-        ]
-        passes = [row[part + "_nfes"] / max(1, row["new_bytes"]) for part in PASSES]
-        cells.append(
-            [
-                row["name"],
-                *scores,
-                *(f"{count:.3f}" for count in passes),
-                f"{row['gb_per_kilobyte']:.2f}",
-                f"{row['decrease']:.0%}",
-                f"{row['bytes_per_second']:.0f}",
-                f"{row['ratio']:.2f}",
-            ]
-        )
-    print(table([*header, f"x {rows[0]['name']}"], cells))
+        run = [key for key in SCORES if key in row]
+        scores = [with_error(row, key, ".1f", ".1f") for key in run]
+        # Only the last of the tasks may have been left out.
+        scores += ["not run"] * (len(SCORES) - len(run))
+        passes = [f"{row[key] / max(1, row['new_bytes']):.3f}" for key in PASSES]
+        cost = [f"{row['gb_per_kilobyte']:.2f}", f"{row['decrease']:.0%}"]
+        speed = [f"{row['bytes_per_second']:.0f}", f"{row['ratio']:.2f}"]
+        cells.append([row["name"], *scores, *passes, *cost, *speed])
+    print(table([*HEADER, f"x {rows[0]['name']}"], cells))
     said = "scores in percent"
     # A single item has no standard error.
     if options.limit > 1:

@@ -6,7 +6,7 @@ import os
 from itertools import product
 from typing import NamedTuple
 
-from support.terminal import BadInput
+from evaluation.report import package
 
 
 class Point(NamedTuple):
@@ -14,8 +14,8 @@ class Point(NamedTuple):
 
     x: float
     y: float
-    error: float | None = None  # of y
-    name: str = ""  # what is written beside it; left out, the name of its series
+    error: float | None  # of y
+    name: str  # what is written beside it
 
 
 def plot_path(path):
@@ -31,25 +31,20 @@ def plot_path(path):
 def draw_points(path, ylabel, panels):
     """Scatter plots beside each other, sharing their y axis, each point with its name beside it.
 
-    panels: x label -> {series: list of Points, or of tuples (x, y, error, name) whose last two
-    may be left out}. Needs matplotlib.
+    panels: x label -> {series: list of Points}. Needs matplotlib.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise BadInput("--plot needs matplotlib: pip install -r requirements-dev.txt") from None
+    package("matplotlib", "--plot").use("Agg")
+    plt = package("matplotlib.pyplot", "--plot")
     size = (5.5 * len(panels), 4.5)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-    labels = [
-        draw_panel(axis, xlabel, series) for axis, (xlabel, series) in zip(axes[0], panels.items())
-    ]
+    labels = [draw_panel(axis, *panel) for axis, panel in zip(axes[0], panels.items())]
     axes[0][0].set_ylabel(ylabel)
+    # A legend says nothing new where a series is a single point with its name.
+    top = 1
     if any(len(points) > 1 for series in panels.values() for points in series.values()):
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
-    figure.tight_layout(rect=(0, 0, 1, 0.92 if figure.legends else 1))
+        top = 0.92
+    figure.tight_layout(rect=(0, 0, 1, top))
     # Only now is it known where each point lies in the picture.
     for axis, named in zip(axes[0], labels):
         name_points(axis, named)
@@ -58,38 +53,27 @@ def draw_points(path, ylabel, panels):
 
 
 def draw_panel(axis, xlabel, series):
-    """Draw the points of one panel -> list of (name, Point, colour)."""
-    labels = []
+    """Draw the points of one panel -> list of (Point, colour)."""
+    coloured = []
     for name, points in series.items():
-        points = [Point(*point) for point in points]
-        errors = [point.error or 0.0 for point in points]
-        drawn = axis.errorbar(
-            [point.x for point in points],
-            [point.y for point in points],
-            errors if any(errors) else None,
-            fmt="o",
-            label=name,
-            alpha=0.8,
-        )
-        colour = drawn.lines[0].get_color()
-        labels += [(point.name or name, point, colour) for point in points]
+        x, y, errors, _ = zip(*points)
+        errors = [error or 0.0 for error in errors] if any(errors) else None
+        drawn = axis.errorbar(x, y, errors, fmt="o", label=name, alpha=0.8)
+        coloured += [(point, drawn.lines[0].get_color()) for point in points]
     axis.set_xlabel(xlabel)
     axis.margins(0.12)
     axis.grid(alpha=0.3)
-    return labels
+    return coloured
 
 
-def name_points(axis, labels):
-    """Write each name as near to its point as other names and points leave room.
-
-    labels: as `draw_panel` returns them.
-    """
+def name_points(axis, coloured):
+    """Write each name as near to its point as other names and points leave room."""
     from matplotlib.transforms import Bbox
 
-    places = [axis.transData.transform((point.x, point.y)) for _, point, _ in labels]
+    places = [axis.transData.transform((point.x, point.y)) for point, _ in coloured]
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in places]
-    for name, point, colour in labels:
-        write_name(axis, name, (point.x, point.y), taken, color=colour, fontsize=7)
+    for point, colour in coloured:
+        write_name(axis, point.name, (point.x, point.y), taken, color=colour, fontsize=7)
 
 
 def write_name(axis, name, at, taken, **style):
@@ -99,21 +83,16 @@ def write_name(axis, name, at, taken, **style):
     colour and font of the text.
     """
     figure, place = axis.figure, axis.transData.transform(at)
-    measured = axis.text(*at, name, ha="center", va="center", **style)
+    style = {"ha": "center", "va": "center", **style}
+    measured = axis.text(*at, name, **style)
     box = measured.get_window_extent(figure.canvas.get_renderer()).padded(1)
     box = free_box(box, axis.bbox, taken)
     measured.remove()
     taken.append(box)
-    axis.annotate(
-        name,
-        at,
-        xytext=((box.min + box.max) / 2 - place) * 72 / figure.dpi,
-        textcoords="offset points",
-        arrowprops={"arrowstyle": "-", "lw": 0.4, "color": style["color"], "shrinkA": 0},
-        ha="center",
-        va="center",
-        **style,
-    )
+    # From pixels to points
+    offset = ((box.min + box.max) / 2 - place) * 72 / figure.dpi
+    line = {"arrowstyle": "-", "lw": 0.4, "color": style["color"], "shrinkA": 0}
+    axis.annotate(name, at, offset, textcoords="offset points", arrowprops=line, **style)
 
 
 def free_box(box, inside, taken):
@@ -123,10 +102,8 @@ def free_box(box, inside, taken):
     """
     for distance, degrees in product(range(8, 100, 8), range(0, 360, 30)):
         angle = math.radians(degrees)
-        moved = box.translated(
-            math.cos(angle) * (distance + box.width / 2),
-            math.sin(angle) * (distance + box.height / 2),
-        )
+        across = math.cos(angle) * (distance + box.width / 2)
+        moved = box.translated(across, math.sin(angle) * (distance + box.height / 2))
         # A box is inside if all four of its corners are.
         if inside.count_contains(moved.corners()) == 4 and not moved.count_overlaps(taken):
             break

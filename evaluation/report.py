@@ -14,9 +14,7 @@ def package(name, what):
     try:
         return importlib.import_module(name)
     except ImportError:
-        missing = name.split(".")[0]
-        advice = "pip install -r requirements-dev.txt"
-        raise BadInput(f"{what} needs {missing}: {advice}") from None
+        raise BadInput(f"{what} needs {name}: pip install -r requirements-dev.txt") from None
 
 
 def taken(items, limit):

@@ -26,7 +26,7 @@ from patcher import Patcher, PatcherConfig
 from stream import Stream
 from support import checkpoint, machine
 from support.optim import make_optimizer
-from support.paper import read_paper
+from support.paper import read_paper, row_name
 from support.terminal import BadInput, Parser, number, run, table
 from train import Task, model_loss, train_step
 
@@ -263,12 +263,6 @@ def print_passes(rows):
     print(table(["pass", "ms", "Eq. 8 over memory speed, ms", "ratio"], cells))
 
 
-def paper_name(row):
-    """What a row of the paper's tables is called here."""
-    parts = (row[key] for key in ("task", "method", "block_size", "setting"))
-    return " ".join(part for part in parts if part)
-
-
 def print_paper(rows):
     print(
         "\nWall-clock that follows from these passes for the paper's own NFEs "
@@ -278,7 +272,7 @@ def print_paper(rows):
     for row in rows:
         published = "" if row["decrease_percent"] is None else f"{row['decrease_percent']:.1f}"
         saved = f"{100 * row['saved']:.1f}"
-        cells.append([paper_name(row), f"{row['seconds']:.1f}", saved, published])
+        cells.append([row_name(row), f"{row['seconds']:.1f}", saved, published])
     print(table(["task, method", "seconds", "saved %", "saved % of GB, published"], cells))
 
 
@@ -296,7 +290,7 @@ def benchmark_passes(options):
         for row in rows:
             print(json.dumps(row))
         for row in paper:
-            values = {"row": paper_name(row), "paper_decrease_percent": row["decrease_percent"]}
+            values = {"row": row_name(row), "paper_decrease_percent": row["decrease_percent"]}
             print(json.dumps({"preset": options.preset, **values, "seconds": row["seconds"]}))
         return
     print(

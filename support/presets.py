@@ -25,21 +25,12 @@ class TrainingSettings:
 
 SMALL_PATCHER_TRAINING = {"batch": 16, "lr": 4e-3, "warmup": 20}
 
+# Of each model the local parts stand first, then the global one.
 NANO = {
-    "model": {
-        "width": 64,
-        "heads": 2,
-        "hidden": 128,
-        "window": 64,
-        "ngram_table_size": 512,
-        "global_width": 128,
-        "global_heads": 2,
-        "global_hidden": 256,
-        "global_layers": 2,
-        "global_window": 32,
-    },
-    "training": {"length": 128, "lr": 3e-3, "warmup": 10},
-    "patcher": {"width": 32, "heads": 1, "hidden": 64, "window": 32},
+    "model": dict(width=64, heads=2, hidden=128, window=64, ngram_table_size=512)
+    | dict(global_width=128, global_heads=2, global_hidden=256, global_layers=2, global_window=32),
+    "training": dict(length=128, lr=3e-3, warmup=10),
+    "patcher": dict(width=32, heads=1, hidden=64, window=32),
     "patcher_training": SMALL_PATCHER_TRAINING,
 }
 
@@ -47,64 +38,34 @@ TINY = {"model": {}, "training": {}, "patcher": {}, "patcher_training": SMALL_PA
 
 # A small model's pass costs its layers' overhead, not its arithmetic: more decoder, which drafts,
 # and less global model.
-REFERENCE = {**TINY, "model": {"decoder_layers": 4, "global_layers": 3}}
+REFERENCE = {**TINY, "model": dict(decoder_layers=4, global_layers=3)}
 
 SMALL = {
-    "model": {
-        "width": 384,
-        "heads": 6,
-        "hidden": 1024,
-        "decoder_layers": 4,
-        "window": 512,
-        "global_width": 768,
-        "global_heads": 12,
-        "global_hidden": 2048,
-        "global_layers": 5,
-        "ngram_table_size": 16384,
-    },
-    "training": {"length": 512, "batch": 16, "accumulate": 2, "lr": 1e-3, "warmup": 200},
-    "patcher": {"width": 256, "layers": 4, "heads": 4, "hidden": 768, "window": 128},
-    "patcher_training": {"length": 512, "batch": 16, "lr": 2e-3, "warmup": 100},
+    "model": dict(width=384, heads=6, hidden=1024, decoder_layers=4, window=512)
+    | dict(ngram_table_size=16384)
+    | dict(global_width=768, global_heads=12, global_hidden=2048, global_layers=5),
+    "training": dict(length=512, batch=16, accumulate=2, lr=1e-3, warmup=200),
+    "patcher": dict(width=256, layers=4, heads=4, hidden=768, window=128),
+    "patcher_training": dict(length=512, batch=16, lr=2e-3, warmup=100),
 }
 
 # Batches of 2^19 and 2^20 tokens, about 2 and 4 MB of text a step (Fast BLT §A.2). The widths of
-# the 3B global model are ours: the paper gives its parameter count alone.
+# the 3B global model are ours: the paper gives its parameter count alone. The patcher is the
+# official BLT's entropy model, of 99.5 M parameters.
 BLT_1B = {
-    "model": {
-        "width": 1024,
-        "heads": 16,
-        "hidden": 2816,
-        "decoder_layers": 9,
-        "window": 512,
-        "global_width": 2048,
-        "global_heads": 16,
-        "global_hidden": 5632,
-        "global_layers": 25,
-        "global_window": 512,
-        "ngram_table_size": 500002,
-    },
-    "training": {"length": 4096, "batch": 1, "accumulate": 512, "lr": 4e-4, "warmup": 2000},
-    # The entropy model of the official BLT: 99.5 M parameters.
-    "patcher": {"width": 768, "layers": 14, "heads": 12, "hidden": 2048, "window": 512},
-    "patcher_training": {"length": 4096, "batch": 1, "accumulate": 64, "lr": 4e-4, "warmup": 2000},
+    "model": dict(width=1024, heads=16, hidden=2816, decoder_layers=9, window=512)
+    | dict(ngram_table_size=500002, global_layers=25, global_window=512)
+    | dict(global_width=2048, global_heads=16, global_hidden=5632),
+    "training": dict(length=4096, batch=1, accumulate=512, lr=4e-4, warmup=2000),
+    "patcher": dict(width=768, layers=14, heads=12, hidden=2048, window=512),
+    "patcher_training": dict(length=4096, batch=1, accumulate=64, lr=4e-4, warmup=2000),
 }
 
 BLT_3B = {
     **BLT_1B,
-    "model": {
-        **BLT_1B["model"],
-        "global_width": 3072,
-        "global_heads": 24,
-        "global_hidden": 8192,
-    },
-    "training": {"length": 4096, "batch": 1, "accumulate": 1024, "lr": 4e-4, "warmup": 4000},
+    "model": BLT_1B["model"] | dict(global_width=3072, global_heads=24, global_hidden=8192),
+    "training": dict(length=4096, batch=1, accumulate=1024, lr=4e-4, warmup=4000),
 }
 
-SIZES = {
-    "nano": NANO,
-    "tiny": TINY,
-    "reference": REFERENCE,
-    "small": SMALL,
-    "blt-1b": BLT_1B,
-    "blt-3b": BLT_3B,
-}
+SIZES = {"nano": NANO, "tiny": TINY, "reference": REFERENCE, "small": SMALL}
+SIZES |= {"blt-1b": BLT_1B, "blt-3b": BLT_3B}

@@ -156,7 +156,7 @@ def test_blocks_hold_the_text_and_cells_past_its_end_stay_masked_without_loss():
 
 def test_corruption_rate_and_weight_meet_their_expectation():
     ids, closes = torch.full((64, 513), 100), torch.ones(64, 512, dtype=torch.bool)
-    recipe = Recipe(8, cells_per_byte=1.0, full_share=0.0, t_min=0.1)
+    recipe = Recipe(8, cells_per_byte=1.0, full_share=0.0, t_min=0.1, noise="block")
     blocks = make_blocks(ids, closes, recipe, generators(64))
     inside = blocks.weight > 0
     # The mean of t on (0.1, 1)
@@ -189,7 +189,7 @@ def test_noise_by_sequence_is_one_level_for_all_blocks_of_a_crop():
 
 
 def test_noise_by_block_is_another_level_for_each():
-    for row in levels(Recipe(4, cells_per_byte=1.0, full_share=0.0)):
+    for row in levels(Recipe(4, cells_per_byte=1.0, full_share=0.0, noise="block")):
         assert len({round(t, 5) for t in row}) > len(row) - 3
     shares = [sum(t > 0.9999 for t in row) / len(row) for row in levels(Recipe(4, **DENSE))]
     assert sum(shares) / len(shares) == pytest.approx(Recipe(4).full_share, abs=0.1)

@@ -11,15 +11,16 @@ from conftest import make_models
 from test_scripts import refused
 
 import train
-from data import BOS, Corpus, document_ids, encode
+from data import BOS, EOS, Corpus, document_ids, encode
 from diffusion import Unmask, generate_bltd
 from evaluation import diversity, miniature
-from evaluation.__main__ import main, options_from
-from evaluation.answers import code_score, translation_score
-from evaluation.items import Choice, Pair, Program, as_bytes
+from evaluation.__main__ import COMMANDS, main, options_from
+from evaluation.answers import Runner, code_score, translation_score
+from evaluation.benchmarks import PROGRAMS, TRANSLATIONS
+from evaluation.items import Choice, Question, as_bytes, translation
 from evaluation.likelihood import choice_log_likelihoods, cloze
 from evaluation.plots import draw_points
-from evaluation.report import standard_error, with_error
+from evaluation.report import mean, with_error
 from generate import Sampling, generate, generate_uncached
 from model import load_model
 from speculate import generate_bltdv, generate_blts, generate_lookup, run_mode
@@ -98,14 +99,14 @@ def test_a_stop_ends_every_mode_where_it_ends_plain_blt(seed):
 
 def test_scores_of_known_answers():
     targets = ["the cat sat on the mat", "three black dogs are here now"]
-    pairs = [Pair("", target) for target in targets]
+    pairs = [translation("French", "", target) for target in targets]
     perfect = translation_score([f" {targets[0]}\n", targets[1]], pairs)
     assert perfect["exact"] == 100 and perfect["bleu_se"] == 0
     assert perfect["bleu"] == pytest.approx(100) and perfect["chrf"] == pytest.approx(100)
     half = translation_score([targets[0], "quatre"], pairs)
     assert half["exact"] == 50 and half["exact_se"] == pytest.approx(50)
     assert 0 < half["bleu"] < 100 and half["bleu_se"] > 0
-    item = Program("", "def f(x): return", " x\n", "\nassert f(3) == 3\n", ("\n",))
+    item = Question("def f(x): return", " x\n", ("\n",), "\nassert f(3) == 3\n")
     third = pytest.approx(100 / 3)
     score = code_score([" x", " x + 1", " 1 /"], [item] * 3)
     assert score == {"pass@1": third, "pass@1_se": third}
@@ -113,11 +114,59 @@ def test_scores_of_known_answers():
 
 def test_a_single_item_has_no_standard_error():
     """It used to be 0, which says that the score is certain."""
-    assert standard_error([0, 0, 1, 1]) == pytest.approx(math.sqrt(0.25 * 4 / 3 / 4))
-    assert standard_error([1]) is None and standard_error([1, 1]) == 0
-    assert with_error(1, None) == "1" and with_error(1, 0.0) == "1 ± 0"
-    score = translation_score(["a b c d"], [Pair("", "a b c d")])
+    assert mean("x", [0, 0, 1, 1]) == {"x": 0.5, "x_se": math.sqrt(0.25 * 4 / 3 / 4)}
+    assert mean("x", [1])["x_se"] is None and mean("x", [1, 1])["x_se"] == 0
+    assert with_error(mean("x", [1]), "x") == "1" and with_error(mean("x", [1, 1]), "x") == "1 ± 0"
+    score = translation_score(["a b c d"], [translation("French", "", "a b c d")])
     assert score["exact_se"] is score["bleu_se"] is score["chrf_se"] is None
+
+
+# ---- the paper's budgets
+
+
+def test_answers_have_the_paper_s_budgets_of_bytes():
+    """512 for translations and HumanEval, 256 for MBPP, unless told otherwise."""
+    budgets = {"humaneval": 512, "mbpp": 256, "code": 256, "fr-en": 256, "de-en": 256}
+    budgets |= dict.fromkeys(TRANSLATIONS, 512)
+    for name, budget in budgets.items():
+        task = "code" if name in (*PROGRAMS, "code") else "translate"
+        assert options_from([task, "--set", name]).bytes == budget
+        assert options_from([task, "--set", name, "--bytes", "7"]).bytes == 7
+    assert options_from(["translate"]).bytes == 256
+
+
+@pytest.mark.parametrize("mode", ["blt", "blts", "bltd", "bltdv"])
+def test_no_stop_generates_the_whole_budget_and_scores_what_stands_before_the_stop(mode):
+    model, patcher = make_models(block_size=8)
+
+    def answer(stop, *flags):
+        options = options_from(["translate", "--mode", mode, "--bytes", "60", *flags])
+        runner = Runner("", model, patcher, mode, options)
+        return runner.answer(Question("abcabd", "", (stop, "never this")))
+
+    free, made = answer("nor that", "--no-stop")
+    assert made.new_bytes == 60
+    stop = next(c for c in free[10:] if c.isascii())
+    text, stopped = answer(stop, "--ignore-eos")
+    whole, made = answer(stop, "--no-stop")
+    assert whole == free[: free.index(stop)] and made.new_bytes == 60
+    assert text == whole and stopped.new_bytes < 60
+    assert stopped.counters.decoder < made.counters.decoder
+
+
+def test_no_stop_pays_for_every_byte(trained_file, capsys):
+    known = ["translate", "--checkpoint", trained_file, "--limit", 3, "--bytes", 12]
+    (row,) = evaluated(capsys, *known, "--no-stop")
+    assert row["new_bytes"] == 36
+
+
+def test_stand_ins_are_named_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["translate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "NTREX (ntrex-fr-en) for the paper's FLORES fr-en" in text
+    assert "BLEU of 13a tokens for its SentencePiece BLEU" in text
+    assert "512 bytes" in text and "--no-stop" in text
 
 
 # ---- every task
@@ -165,14 +214,28 @@ def test_diversity_sweeps_its_settings(trained_file, tmp_path, capsys, monkeypat
     known = ["diversity", "--checkpoint", trained_file, "--bytes", 20]
     picture = tmp_path / "d.svg"
     out = printed(capsys, *known, "--limit", 1, "--plot", picture)
-    assert len(out) == 16 and "correlation" in out[-1] and "±" not in "".join(out)
+    assert len(out) == 20 and "correlation" in out[-1] and "±" not in "".join(out)
     # every point is named in the picture itself
-    assert picture.read_text().count("<!-- γ 0.5 -->") == 3
+    assert picture.read_text().count("<!-- γ 0.5 -->") == 4
     monkeypatch.setattr(diversity, "GAMMAS", (0.5, 1.0))
     *rows, last = evaluated(capsys, *known, "--limit", 2)
-    assert len(rows) == 6 and set(last) == {"task", "correlation"}
+    assert [row["top_p"] for row in rows] == [0.8, 0.9, 0.95, 1.0] * 2
+    assert set(last) == {"task", "correlation"}
+    # All samples are of one length, or their passes would not compare.
+    assert all(row["new_bytes"] == 40 for row in rows)
     names = {"gamma", "top_p", "type_token_ratio", "type_token_ratio_se", "decoder_nfes_per_byte"}
     assert all(names | COST <= set(row) for row in rows)
+
+
+def test_diversity_takes_enough_samples_of_equal_length_by_default():
+    """Samples that may end early differ in length, and short ones have few words twice."""
+    assert COMMANDS["diversity"].limit >= 16 and options_from(["diversity"]).bytes == 1000
+    model, patcher = make_models(block_size=8)
+    with torch.no_grad():
+        model.decoder.head.weight[EOS] *= 50  # often what this model would like best
+    options = options_from(["diversity", "--bytes", "24", "--limit", "3"])
+    row = diversity.measure(model, patcher, 0.5, 0.95, options)
+    assert row["new_bytes"] == 3 * 24
 
 
 def test_diversity_at_temperature_0_is_greedy(monkeypatch):
@@ -249,6 +312,7 @@ def test_miniature_end_to_end(tmp_path, capsys, monkeypatch):
         "diversity --gamma 1",
         "diversity --mode blt",
         "diversity --unmask entropy",
+        "diversity --rounds paper",
         "diversity --draft-size 4",
         "miniature --checkpoints x --mode blt",
         "miniature --checkpoints x --data x",
@@ -259,6 +323,13 @@ def test_flags_that_a_task_does_not_read_are_refused(arguments):
     task, *_, flag, _ = arguments.split()
     with pytest.raises(BadInput, match=f"{task} takes no {flag}"):
         options_from(arguments.split())
+
+
+@pytest.mark.parametrize("task, flag", [("bpb", "--no-stop"), ("diversity", "--ignore-eos")])
+def test_switches_that_a_task_does_not_read_are_refused(task, flag):
+    """Samples of diversity always have the whole length."""
+    with pytest.raises(BadInput, match=f"{task} takes no {flag}"):
+        options_from([task, flag])
 
 
 @pytest.mark.parametrize(
@@ -320,6 +391,6 @@ def test_optional_packages_are_asked_for_by_name(monkeypatch, tmp_path):
     with pytest.raises(BadInput, match="needs? num2words: pip install -r requirements-dev.txt"):
         miniature.spell(123456, "fr")
     with pytest.raises(BadInput, match="sacrebleu: pip install -r requirements-dev.txt"):
-        translation_score(["a"], [Pair("b", "c")])
+        translation_score(["a"], [translation("French", "b", "c")])
     with pytest.raises(BadInput, match="matplotlib: pip install -r requirements-dev.txt"):
         draw_points(tmp_path / "x.png", "", {})

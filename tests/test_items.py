@@ -10,9 +10,9 @@ import pytest
 
 from data import Corpus, read_corpus
 from evaluation import miniature
-from evaluation.benchmarks import CHOICES, PROGRAMS, TRANSLATIONS
+from evaluation.benchmarks import PROGRAMS, READERS, read_items
 from evaluation.execute import run_program
-from evaluation.items import Choice, Pair, as_example, as_question
+from evaluation.items import Choice, as_example, translation
 from support.terminal import BadInput
 
 HUMANEVAL = {
@@ -75,7 +75,7 @@ def folder(tmp_path):
 
 def test_choices(folder):
     def read(name):
-        return list(CHOICES[name](folder))
+        return list(read_items(name, folder))
 
     assert read("arc-easy") == [
         Choice("Question: Up?\nAnswer:", [" no", " sky", " sea"], 1),
@@ -92,6 +92,16 @@ def test_choices(folder):
     assert "24 + 0?" in item.query and "25 + 0?" not in item.query
 
 
+def test_mmlu_begins_with_its_customary_line(folder):
+    """Scores without it are not comparable; the subject stands there in words."""
+    for part in ("dev", "test"):
+        known = folder / f"mmlu/{part}/sums_{part}.csv"
+        known.rename(folder / f"mmlu/{part}/sums_of_two_{part}.csv")
+    (item,) = read_items("mmlu", folder)
+    about = "multiple choice questions (with answers) about sums of two."
+    assert item.query.startswith(f"The following are {about}\n\n20 + 0?\nA. 0\n")
+
+
 def test_mmlu_takes_from_its_subjects_in_turn(folder):
     """A limit used to see the first subjects alone, as they were read one after the other."""
     for subject, count in (("art", 3), ("biology", 1), ("chess", 2)):
@@ -99,34 +109,36 @@ def test_mmlu_takes_from_its_subjects_in_turn(folder):
         rows = "".join(f"{subject} {i},1,2,3,4,B\n" for i in range(count))
         (folder / f"mmlu/test/{subject}_test.csv").write_text(rows)
     (folder / "mmlu/test/sums_test.csv").unlink()
-    items = list(CHOICES["mmlu"](folder))
+    items = list(read_items("mmlu", folder))
     asked = [item.query.splitlines()[-6] for item in items]
     assert asked == ["art 0", "biology 0", "chess 0", "art 1", "chess 1", "art 2"]
     for item, question in zip(items, asked):
-        assert item.query.startswith(question.split()[0] + " example")
-    first = islice(CHOICES["mmlu"](folder), 3)
-    assert {item.query.split()[0] for item in first} == {"art", "biology", "chess"}
+        subject = question.split()[0]
+        assert f"about {subject}.\n\n{subject} example" in item.query
+    first = islice(read_items("mmlu", folder), 3)
+    assert {item.query.splitlines()[-6].split()[0] for item in first} == {"art", "biology", "chess"}
 
 
 def test_translations(folder):
-    language, examples, pairs = TRANSLATIONS["flores-de-en"](folder)
-    assert language == "German" and list(pairs) == [Pair("f\u2028g", "F")]
-    assert [pair.source for pair in examples] == ["a", "b", "c", "d"]
-    language, examples, pairs = TRANSLATIONS["ntrex-fr-en"](folder)
-    assert (language, len(examples), list(pairs)) == ("French", 4, [Pair("fin", "end")])
-    pair = Pair("fin", "end")
-    assert as_example(pair, "French") == "French: fin\nEnglish: end\n\n"
-    assert as_example(pair, "French") == as_question(pair, "French") + " end\n\n"
+    """Four worked examples in front; those of FLORES are from another part, those of NTREX not."""
+    (item,) = read_items("flores-de-en", folder)
+    assert item.prompt == "German: f\u2028g\nEnglish:" and item.solution == " F\n"
+    assert item.context == "".join(f"German: {c}\nEnglish: {c.upper()}\n\n" for c in "abcd")
+    (item,) = read_items("ntrex-fr-en", folder)
+    assert item.prompt == "French: fin\nEnglish:" and item.stops == ("\n",)
+    assert item.context == "".join(f"French: {i}\nEnglish: {i}\n\n" for i in range(1, 5))
+    assert as_example(translation("French", "fin", "end")) == "French: fin\nEnglish: end\n\n"
 
 
 def test_programs(folder):
-    (item,) = PROGRAMS["humaneval"](folder)
+    (item,) = read_items("humaneval", folder)
     assert run_program(item.prompt + item.solution + item.tests) == "passed"
     assert run_program(item.prompt + "    return 2\n" + item.tests) == "failed"
-    mbpp = list(PROGRAMS["mbpp"](folder))
-    assert len(mbpp) == 500 and mbpp[0].name == "MBPP/11" and mbpp[-1].name == "MBPP/510"
-    assert all(f"Return {i}." in mbpp[0].context for i in (2, 3, 4))
-    assert "\r" not in mbpp[0].context
+    mbpp = list(read_items("mbpp", folder))
+    assert len(mbpp) == 500 and "Return 11." in mbpp[0].prompt and "Return 510." in mbpp[-1].prompt
+    for i in (2, 3, 4):
+        asked = f'"""\nReturn {i}.\nassert f() == {i}\n"""'
+        assert f"{asked}\ndef f():\n  return n - n + {i}\n\n" in mbpp[0].context
     assert run_program(mbpp[0].prompt + mbpp[0].solution + mbpp[0].tests) == "passed"
     assert run_program(mbpp[0].prompt + mbpp[1].solution + mbpp[0].tests) == "failed"
 
@@ -143,19 +155,15 @@ def damage(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", [*CHOICES, *TRANSLATIONS, *PROGRAMS])
+@pytest.mark.parametrize("name", READERS)
 def test_missing_or_foreign_items_are_one_clear_line(name, folder, tmp_path_factory):
-    def read_all(folder):
-        made = {**CHOICES, **TRANSLATIONS, **PROGRAMS}[name](folder)
-        list(made[2] if name in TRANSLATIONS else made)
-
     with pytest.raises(BadInput, match="--items"):
-        read_all(tmp_path_factory.mktemp("empty"))
+        list(read_items(name, tmp_path_factory.mktemp("empty")))
     for path in folder.rglob("*"):
         if path.is_file():
             damage(path)
     with pytest.raises(BadInput):
-        read_all(folder)
+        list(read_items(name, folder))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +180,7 @@ def test_missing_or_foreign_items_are_one_clear_line(name, folder, tmp_path_fact
 def test_damaged_items_are_one_clear_line(name, file, text, folder):
     (folder / file).write_text(text + "\n")
     with pytest.raises(BadInput, match="another form"):
-        list(CHOICES[name](folder))
+        list(read_items(name, folder))
 
 
 # ---- the generated tasks
@@ -190,19 +198,18 @@ def test_miniature_tests_what_training_never_showed():
     assert miniature.spell(1204, "fr") == "mille deux cent quatre"
     held = {miniature.spell(n, "en") for n in range(100, 1000) if miniature.is_held_out(n)}
     for task in ("fr-en", "de-en"):
-        shown = {pair.target for pair in miniature.draw_items(task, 200, False, seed=3)}
-        tested = {pair.target for pair in miniature.draw_items(task, 200, True, seed=3)}
+        shown = {pair.solution for pair in miniature.draw_items(task, 200, False, seed=3)}
+        tested = {pair.solution for pair in miniature.draw_items(task, 200, True, seed=3)}
         assert all(parts_of(text) & held for text in tested) and not shown & tested
-    shown = {program.name for program in miniature.draw_items("code", 300, False, seed=3)}
-    tested = {program.name for program in miniature.draw_items("code", 300, True, seed=3)}
+    shown = {program.prompt for program in miniature.draw_items("code", 300, False, seed=3)}
+    tested = {program.prompt for program in miniature.draw_items("code", 300, True, seed=3)}
     assert not shown & tested and len(tested) == 300
     assert miniature.test_items("de-en", 5) == miniature.test_items("de-en", 5)
 
 
 def test_reference_bodies_pass_their_tests():
-    language, examples, programs = miniature.test_items("code", 6)
-    assert language is None and len(examples) == 4
-    for item in programs:
+    for item in miniature.test_items("code", 6):
+        assert item.context.count("def f(x): return") == 4
         assert run_program(item.prompt + item.solution + item.tests) == "passed"
         wrong = item.solution.replace("x", "x and x") + "\n0/0"
         assert run_program(item.prompt + wrong + item.tests) == "failed"
@@ -217,9 +224,10 @@ def test_more_test_items_than_there_are_is_one_clear_line(monkeypatch):
 def test_every_constant_of_a_generated_program_matters():
     """A body with a neighbouring constant fails the asserts; short lists could not tell."""
     for item in miniature.draw_items("code", 400, held_out=True, seed=5)[::40]:
-        digits = [word for word in item.name.replace(",", " ").split() if word.isdigit()]
+        what = item.prompt.splitlines()[0].replace(",", " ")
+        digits = [word for word in what.split() if word.isdigit()]
         wrong = item.solution.replace(digits[-1], str(int(digits[-1]) + 1), 1)
-        assert run_program(item.prompt + wrong + item.tests) == "failed", (item.name, wrong)
+        assert run_program(item.prompt + wrong + item.tests) == "failed", (what, wrong)
 
 
 def test_miniature_text_read_from_its_folder_is_the_text_in_memory(tmp_path, monkeypatch):
@@ -296,12 +304,12 @@ def test_executor_keeps_files_outside_as_they_are(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_canonical_solutions_pass(name):
     """The harness' own test: FAST_BLT_ITEMS=DIR python -m pytest -m slow"""
     if "FAST_BLT_ITEMS" not in os.environ:
         pytest.skip("FAST_BLT_ITEMS names no folder with the published files")
-    for item in PROGRAMS[name](os.environ["FAST_BLT_ITEMS"]):
+    for item in read_items(name, os.environ["FAST_BLT_ITEMS"]):
         whole = item.prompt + item.solution + item.tests
         # one of them, MBPP/123, computes for seconds even on an idle machine
-        assert run_program(whole, seconds=30.0) == "passed", item.name
+        assert run_program(whole, seconds=30.0) == "passed", item.prompt

@@ -1,5 +1,6 @@
 """The real scripts as a user runs them: output, JSON keys, one clear line for bad input."""
 
+import ast
 import importlib
 import json
 import os
@@ -13,6 +14,9 @@ import pytest
 import torch
 from conftest import ROOT
 
+import patcher
+import sample
+from support import terminal
 from support.terminal import BadInput
 
 KEYS = """
@@ -21,7 +25,6 @@ entropy_nfes prefill_nfes paper_encoder_global_nfes rounds drafted accepted acce
 accepted_lengths mean_patch bandwidth_gb bandwidth_gb_with_patcher
 """
 MODES = ("blt", "blts", "bltd", "bltdv", "lookup")
-IDEAS = ("data", "layers", "patcher", "model", "stream", "generate", "diffusion", "speculate")
 
 
 def script(*arguments, cwd, code=0):
@@ -43,20 +46,31 @@ def refused(*arguments, cwd):
     return lines[0]
 
 
+def complaint(name, *arguments):
+    """What a script says of bad input: the same without a process of its own, so in no time."""
+    module = importlib.import_module(name.removesuffix(".py"))
+    with pytest.raises(BadInput) as problem:
+        module.main([*map(str, arguments)])
+    text = str(problem.value)
+    assert text and "\n" not in text, text
+    return text
+
+
+# ---- the main job
+
+
 def test_train_then_sample(corpus_file, tmp_path):
-    """The main job, in small: train with the defaults of everything else, then every mode."""
+    """In small: train with the defaults of everything else, then every mode."""
     begin = ["train.py", "--data", corpus_file, "--preset", "nano", "--steps", 12]
     out = script(*begin, cwd=tmp_path).stdout.decode()
     assert "sha256" in out and "bits per byte" in out and "mean patch 4.0" in out and "def " in out
     assert (tmp_path / "checkpoint.pt").exists()
     ask = ["--prompt", "def ", "--bytes", 20]
-    for mode in MODES:
-        for rounds in ("ours", "paper"):
-            how = ["--mode", mode, "--rounds", rounds, "--json", "--ignore-eos"]
-            (line,) = script("sample.py", *how, *ask, cwd=tmp_path).stdout.decode().splitlines()
-            row = json.loads(line)
-            assert set(row) == set(KEYS.split()) and row["mode"] == mode
-            assert row["new_bytes"] == 20 == len(bytes.fromhex(row["output_hex"]))
+    how = ["--mode", "bltdv", "--json", "--ignore-eos"]
+    (line,) = script("sample.py", *how, *ask, cwd=tmp_path).stdout.decode().splitlines()
+    row = json.loads(line)
+    assert set(row) == set(KEYS.split()) and row["mode"] == "bltdv"
+    assert row["new_bytes"] == 20 == len(bytes.fromhex(row["output_hex"]))
     trace = script("sample.py", "--mode", "bltdv", "--trace", *ask, cwd=tmp_path).stdout.decode()
     assert "round   1" in trace and "step  1" in trace and "\x1b" not in trace
     compare = ["sample.py", "--compare", *ask, "--ignore-eos"]
@@ -68,45 +82,77 @@ def test_train_then_sample(corpus_file, tmp_path):
     assert all(row["identical_to_blt"] for row in rows if row["mode"] != "bltd")
 
 
-def test_any_bytes_are_a_prompt(trained_file, tmp_path):
+@pytest.mark.parametrize("ask", [["--prompt-file", "raw.bin"], ["--prompt", ""], ["--prompt", "é"]])
+def test_any_bytes_are_a_prompt(ask, trained_file, tmp_path, monkeypatch, capsysbinary):
     (tmp_path / "raw.bin").write_bytes(bytes(range(256)))
-    known = ["--mode", "blt", "--checkpoint", trained_file, "--bytes", 30]
-    for ask in (["--prompt-file", "raw.bin"], ["--prompt", ""], ["--temperature", "2"]):
-        script("sample.py", *known, *ask, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    known = ["--mode", "blt", "--checkpoint", str(trained_file), "--bytes", "30"]
+    sample.main([*known, "--temperature", "2", *ask])
+    assert b"bytes/s" in capsysbinary.readouterr().out
+
+
+# What each root file shows when it is run on a line of text
+IDEAS = {
+    "data": "held out",
+    "layers": "■",
+    "patcher": "mean",
+    "model": "blt-3b",
+    "stream": "reads latent",
+    "generate": "its patch",
+    "diffusion": "who (row) sees whom (column)",
+    "speculate": "round   1",
+}
 
 
 @pytest.mark.parametrize("name", IDEAS)
-def test_every_root_file_shows_its_idea(name, trained_file, tmp_path):
-    arguments = [] if name in ("data", "layers", "model") else ["--checkpoint", trained_file]
+def test_every_root_file_shows_its_idea(name, trained_file, corpus_file, capsys):
+    arguments = [] if name in ("data", "layers", "model") else ["--checkpoint", str(trained_file)]
     if name == "patcher":
         arguments += ["--text", "def main():"]
-    out = script(f"{name}.py", *arguments, cwd=tmp_path).stdout.decode()
-    said = {
-        "data": "held out",
-        "layers": "■",
-        "patcher": "mean",
-        "model": "blt-3b",
-        "stream": "reads latent",
-        "generate": "its patch",
-        "diffusion": "who (row) sees whom (column)",
-        "speculate": "round   1",
-    }
-    assert said[name] in out and "\x1b" not in out
+    if name == "data":
+        arguments += [str(corpus_file)]
+    importlib.import_module(name).main(arguments)
+    out = capsys.readouterr().out
+    assert IDEAS[name] in out and "\x1b" not in out
 
 
-def test_the_patcher_shows_any_kind(trained_file, tmp_path):
+@pytest.mark.parametrize("name", ["stream.py", "diffusion.py"])
+def test_root_files_are_scripts_that_find_a_model_anywhere(name, tmp_path):
+    """From a folder without a checkpoint of its own, with that of the project, in a process."""
+    out = script(name, cwd=tmp_path).stdout.decode()
+    assert IDEAS[name.removesuffix(".py")] in out
+
+
+def test_the_patcher_shows_any_kind(trained_file, capsys):
     """`--kind monotonic` once compared differences with a threshold of entropies: no boundary."""
-    text = ["patcher.py", "--text", "def main(): return the_answer + 42"]
-    assert "stride patcher" in script(*text, "--kind", "stride", cwd=tmp_path).stdout.decode()
-    known = [*text, "--checkpoint", trained_file, "--kind", "monotonic"]
-    out = script(*known, cwd=tmp_path).stdout.decode()
+    text = ["--text", "def main(): return the_answer + 42"]
+
+    def shown(*arguments):
+        patcher.main([*text, *arguments])
+        return capsys.readouterr().out
+
+    assert "stride patcher" in shown("--kind", "stride")
+    known = ["--checkpoint", str(trained_file), "--kind", "monotonic"]
+    out = shown(*known)
     mean = float(re.search(r"mean ([\d.]+)", out).group(1))
     assert "monotonic patcher" in out and 2.5 < mean < 5.5
-    one = script(*known, "--threshold", "99", cwd=tmp_path).stdout.decode()
-    assert "threshold 99.000" in one
+    assert "threshold 99.000" in shown(*known, "--threshold", "99")
 
 
-def test_bad_input_is_one_clear_line(trained_file, tmp_path):
+# ---- bad input
+
+
+def test_bad_input_is_one_clear_line_and_exit_code_2(trained_file, tmp_path):
+    """As a user sees it. `complaint` below is the line without the process around it."""
+    (tmp_path / "one").write_bytes(b"x")
+    assert "1 bytes" in refused("train.py", "--data", "one", cwd=tmp_path)
+    assert "telepathy" in refused("sample.py", "--mode", "telepathy", cwd=tmp_path)
+    known = ["sample.py", "--checkpoint", trained_file]
+    words = "up to 8 bytes, not 32"
+    assert words in refused(*known, "--mode", "bltd", "--block-size", "32", cwd=tmp_path)
+
+
+def test_what_is_bad_is_said(trained_file, tmp_path, monkeypatch):
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "one").write_bytes(b"x")
     (tmp_path / "short").write_bytes(b"short text")
@@ -114,6 +160,7 @@ def test_bad_input_is_one_clear_line(trained_file, tmp_path):
     (tmp_path / "noise.pt").write_bytes(b"not a checkpoint")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
     torch.save({"format": "fast-blt", "version": 99}, tmp_path / "newer.pt")
+    monkeypatch.chdir(tmp_path)
     train_on = ["train.py", "--preset", "nano", "--steps", "2", "--data"]
     known = ["sample.py", "--checkpoint", trained_file]
     expected = [
@@ -148,32 +195,99 @@ def test_bad_input_is_one_clear_line(trained_file, tmp_path):
         (["diffusion.py", "--text", "x"], "2 to 60"),
         (["stream.py", "--text", "x" * 201], "up to 200"),
         (["data.py", "gone"], "no such file"),
+        (["train.py", "--full-share", "1.5"], "1.5"),
+        (["train.py", "--block-after", "-0.1"], "-0.1"),
+        (["train.py", "--cells-per-byte", "0"], "--cells-per-byte 0"),
+        (["train.py", "--recipe", "theirs"], "theirs"),
+        (["sample.py", "--top-p", "0"], "0"),
+        (["sample.py", "--draft-size", "0"], "0"),
+        (["bandwidth.py", "--prompts", "gone"], "gone"),
+        (["bandwidth.py", "--checkpoint", trained_file, "--prompts", "empty"], "no prompts"),
+        (["layers.py", "--rows", "x"], "--rows"),
+        (["generate.py", "--bytes", "0"], "0"),
     ]
     for arguments, words in expected:
-        assert words in refused(*arguments, cwd=tmp_path), arguments
+        assert words in complaint(*arguments), arguments
 
 
-def commands_of(path):
+def test_exit_codes_and_the_line_of_a_program(monkeypatch, capsys):
+    """terminal.run: what it makes of bad input, of Ctrl-C and of a good end."""
+
+    def exit_code(problem=None):
+        def main():
+            if problem:
+                raise problem
+
+        with pytest.raises(SystemExit) as end:
+            terminal.run(main, "some.name")
+        return end.value.code or 0
+
+    monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
+    assert exit_code() == 0
+    assert exit_code(BadInput("it is bad")) == 2
+    assert capsys.readouterr().err == "some.name: it is bad\n"
+    assert exit_code(KeyboardInterrupt()) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+# ---- what people are told to type
+
+
+def commands_of(text):
     """Every `python ...` command in the code of a page."""
-    commands = re.findall(r"python (-m [\w.]+[^`\n#|]*|\w+\.py[^`\n#|]*)", path.read_text())
+    commands = re.findall(r"python (-m [\w.]+[^`\n#|]*|\w+\.py[^`\n#|]*)", text)
     return [command.split("&&")[0].strip() for command in commands]
 
 
+def pages():
+    """README and docs, and what the root files say of themselves -> list of (name, text)."""
+    told = [ROOT / "README.md", ROOT / "checkpoints" / "README.md"]
+    told += sorted((ROOT / "docs").glob("*.md"))
+    found = [(str(path.relative_to(ROOT)), path.read_text()) for path in told]
+    for path in sorted(ROOT.glob("*.py")):
+        found.append((path.name, ast.get_docstring(ast.parse(path.read_text()))))
+    return found
+
+
+def parses(command):
+    """Raises unless the command's script, options and choices exist."""
+    first, *arguments = shlex.split(command)
+    if first == "-m":
+        first, *arguments = arguments
+        if first == "pytest" or "TASK" in arguments:
+            return
+    name = first.removesuffix(".py")
+    module = importlib.import_module(f"{name}.__main__" if name == "evaluation" else name)
+    try:
+        module.options_from([a for a in arguments if a != "..."])
+    except BadInput as problem:
+        # a file that the reader is to have made by then
+        assert str(problem).startswith("no checkpoint"), (command, problem)
+
+
 def test_every_command_of_the_pages_parses():
-    """What README and docs tell people to type exists: scripts, options and choices."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    commands = [command for page in pages for command in commands_of(page)]
-    assert len(commands) > 20
-    for command in commands:
-        first, *arguments = shlex.split(command)
-        if first == "-m":
-            first, *arguments = arguments
-            if first == "pytest" or "TASK" in arguments:
-                continue
-        name = first.removesuffix(".py")
-        module = importlib.import_module(f"{name}.__main__" if name == "evaluation" else name)
-        try:
-            module.options_from([a for a in arguments if a != "..."])
-        except BadInput as problem:
-            # a file that the reader is to have made by then
-            assert str(problem).startswith("no checkpoint"), (command, problem)
+    """What people are told to type exists. A file without `options_from` fails here."""
+    commands = {name: commands_of(text) for name, text in pages()}
+    for command in sorted({c for found in commands.values() for c in found}):
+        parses(command)
+    assert len(commands["README.md"]) > 12
+    told = " ".join(commands["README.md"])
+    for path in ROOT.glob("*.py"):
+        assert path.name in told, f"README.md does not say how to run {path.name}"
+
+
+def test_the_check_of_commands_sees_what_is_wrong():
+    """A flag, a choice, a script that is not there, and a file that parses nothing."""
+    assert commands_of("`python a.py --x` or\n$ python -m b.c d  # e\npip i && python f.py") == [
+        *("a.py --x", "-m b.c d", "f.py"),
+    ]
+    parses("sample.py --mode bltdv --rounds paper")
+    for command, problem in (
+        ("sample.py --window 8", AssertionError),
+        ("sample.py --mode telepathy", AssertionError),
+        ("walk.py", ModuleNotFoundError),
+        ("-m scripts.walk", ModuleNotFoundError),
+        ("conftest.py", AttributeError),
+    ):
+        with pytest.raises(problem):
+            parses(command)
