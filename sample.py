@@ -12,14 +12,15 @@ import json
 import os
 
 from bandwidth import break_even, compare, measure
-from data import decode, encode
+from data import BOS, decode, encode
 from diffusion import UNMASK
 from generate import Generation, Sampling
 from model import load_model
 from speculate import MODES, check_mode, run_mode, size_of_blocks
+from stream import Stream
 from support import checkpoint
 from support.flags import add_checkpoint, add_mode, add_sampling
-from support.machine import choose_device
+from support.machine import choose_device, choose_threads
 from support.quality import near_tie
 from support.show import Trace, print_measured, printer, summary
 from support.terminal import Parser, paint, read_file, run
@@ -46,7 +47,13 @@ def load(options):
     if options.threshold is not None:
         patcher.config.threshold = options.threshold
     device = choose_device(options.device)
-    return model.to(device), patcher.to(device)
+    model, patcher = model.to(device), patcher.to(device)
+    if device == "cpu":
+        # By the time of a decoder pass over one row
+        stream = Stream(model, patcher)
+        stream.prefill([BOS])
+        choose_threads(functools.partial(stream.decode, [BOS]))
+    return model, patcher
 
 
 def read_prompts(options):

@@ -37,6 +37,20 @@ def median_seconds(work, repeats=30):
     return median_seconds_in_turn({0: work}, repeats)[0][0]
 
 
+def choose_threads(work):
+    """Let torch use one thread or all it has, whichever runs work() quicker.
+
+    Passes of a small model gain little from a second thread, and lose everything where another
+    program keeps that one's core busy.
+    """
+    everyone = torch.get_num_threads()
+    if everyone > 1:
+        shared = median_seconds(work, 5)
+        torch.set_num_threads(1)
+        if median_seconds(work, 5) > 1.1 * shared:
+            torch.set_num_threads(everyone)
+
+
 def product_speed(dtype, device, n=1024):
     """Measured speed of matrix products in operations a second."""
     generator = torch.Generator().manual_seed(0)  # the global one belongs to training

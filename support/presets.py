@@ -36,8 +36,7 @@ NANO = {
 
 TINY = {"model": {}, "training": {}, "patcher": {}, "patcher_training": SMALL_PATCHER_TRAINING}
 
-# A small model's pass costs its layers' overhead, not its arithmetic: more decoder, which drafts,
-# and less global model.
+# A small model's pass costs its layers' overhead, not its arithmetic: more decoder, it drafts.
 REFERENCE = {**TINY, "model": dict(decoder_layers=4, global_layers=3)}
 
 SMALL = {
@@ -67,5 +66,5 @@ BLT_3B = {
     "training": dict(length=4096, batch=1, accumulate=1024, lr=4e-4, warmup=4000),
 }
 
-SIZES = {"nano": NANO, "tiny": TINY, "reference": REFERENCE, "small": SMALL}
+SIZES = dict(nano=NANO, tiny=TINY, reference=REFERENCE, small=SMALL)
 SIZES |= {"blt-1b": BLT_1B, "blt-3b": BLT_3B}

@@ -115,6 +115,7 @@ def resumed(out, device, saved):
 
 def save(run):
     """Everything that --resume and generation need, in one file."""
+    corpus = run.corpus
     contents = {
         "asked": run.asked,
         "config": asdict(run.model.config),
@@ -126,11 +127,7 @@ def save(run):
         "rng": torch.get_rng_state(),
         "dtype": str(run.dtype).removeprefix("torch."),
         "results": run.results,
-        "corpus": {
-            "origin": run.corpus.origin,
-            "bytes": run.corpus.size,
-            "sha256": run.corpus.sha256,
-        },
+        "corpus": {"origin": corpus.origin, "bytes": corpus.size, "sha256": corpus.sha256},
     }
     checkpoint.save(run.out, contents)
 
@@ -190,12 +187,10 @@ def begin(options):
     if options.resume:
         saved = checkpoint.load(options.resume)
         if "asked" not in saved or "after" not in saved["asked"]:
-            raise BadInput(
-                f"{options.resume} can't be resumed: it was exported, or begun by older code"
-            )
-        refuse_changes(
-            PARSER, given, saved["asked"], "can't change on --resume: this run began with"
-        )
+            why = "it was exported, or begun by older code"
+            raise BadInput(f"{options.resume} can't be resumed: {why}")
+        why = "can't change on --resume: this run began with"
+        refuse_changes(PARSER, given, saved["asked"], why)
         return resumed(out, device, saved)
     if not options.init_from:
         preset, recipe = given.get("preset", "tiny"), given.get("recipe", "ours")

@@ -138,6 +138,8 @@ def test_answers_have_the_paper_s_budgets_of_bytes():
 @pytest.mark.parametrize("mode", ["blt", "blts", "bltd", "bltdv"])
 def test_no_stop_generates_the_whole_budget_and_scores_what_stands_before_the_stop(mode):
     model, patcher = make_models(block_size=8)
+    with torch.no_grad():
+        model.decoder.head.weight[EOS] *= 50  # often what this model would like best
 
     def answer(stop, *flags):
         options = options_from(["translate", "--mode", mode, "--bytes", "60", *flags])
