@@ -251,12 +251,10 @@ def generate_bltd(model, patcher, prompt, max_bytes, *, block_size, unmask, roun
     check_block_size(model, block_size)
     sampling, emit, trace = run.get("sampling") or Sampling(), run.get("emit"), run.get("trace")
     stream, text, encode_open = Stream(model, patcher), [BOS, *prompt], rounds == "paper"
-    if encode_open:
-        stream.prefill(text[:-1])
-        stream.advance(text[-1:], encode_open)
-    else:
-        stream.prefill(text)
+    stream.prefill(text[:-1] if encode_open else text)
     ids, began = [], time.perf_counter()
+    if encode_open:  # with the last byte of the prompt, so that the first block costs a call too
+        stream.advance(text[-1:], encode_open)
 
     def decode_block(cells):
         return stream.decode(block=cells)[-block_size:]

@@ -246,7 +246,7 @@ class Stream:
     # ---- both
 
     def extend(self, ids):
-        """Take n more bytes and predict the next after each: list of ids -> logits (n, V)."""
+        """Take n more bytes, predict the next after each -> logits (n, V), rows owed in front."""
         logits = []
         for i in range(0, len(ids), self.max_rows):
             self.advance(ids[i : i + self.max_rows])

@@ -84,13 +84,7 @@ def test_the_papers_rounds_write_the_same_bytes_at_two_calls_each(seed, max_patc
 
     And exactly two encoder/global calls a round.
     """
-    check_greedy_bytes(seed, max_patch, mean, window, "paper", **FEW)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed, max_patch, mean, window", SHAPES)
-def test_the_papers_rounds_do_so_in_every_size(seed, max_patch, mean, window):
-    check_greedy_bytes(seed + 10, max_patch, mean, window, "paper")
+    check_greedy_bytes(seed, max_patch, mean, window, "paper")
 
 
 def test_the_papers_drafts_differ_from_ours():
@@ -121,15 +115,14 @@ def test_eos_and_the_byte_budget_hold_to_the_byte():
     with torch.no_grad():
         model.decoder.head.weight[EOS] = model.decoder.head.weight[104] * 1.3
     ended = []
-    for prompt in range(100, 104):
+    for prompt in range(100, 106):
         plain = generate(model, patcher, [prompt], 60).ids
         ended.append(len(plain) < 60)
         for n in (1, 2, 9, 60):
-            rounds = "paper" if prompt % 2 else "ours"
-            how = {"block_sizes": (8,), "rounds": rounds}
-            modes = every_lossless_mode(model, patcher, [prompt], n, **how)
-            for name, made in modes:
-                assert made.ids == plain[:n], name
+            for rounds in ("ours", "paper") if prompt < 102 else ("ours",):
+                how = {"block_sizes": (8,), "rounds": rounds}
+                for name, made in every_lossless_mode(model, patcher, [prompt], n, **how):
+                    assert made.ids == plain[:n], name
     assert any(ended) and not all(ended)
 
 
