@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from data import BOS, default_corpus, encode
 from diffusion import SIZES
-from generate import Generation, Sampling, distinct_4grams, output_bits
+from generate import Generation, Sampling
 from model import load_model
 from speculate import MODES, Drafting, run_mode, size_of_blocks
 from stream import Stream
 from support import checkpoint
 from support.machine import median_seconds_in_turn, memory_bandwidth
 from support.paper import print_paper, read_paper, recompute
+from support.quality import distinct_4grams, output_bits
 from support.show import print_measured
 from support.terminal import BadInput, Parser, number, read_file, run
 
@@ -265,6 +266,7 @@ def options_from(argv):
 
 
 def main(argv=None):
+    """Recompute the paper's tables, or measure a model, and print a table or JSON."""
     options = options_from(argv)
     if options.paper:
         rows = recompute(read_paper())

@@ -286,25 +286,6 @@ def check_block_size(model, block_size):
         )
 
 
-@torch.no_grad()
-def masked_accuracy(model, patcher, documents, block_size, stride=61):
-    """How well a wholly masked block is guessed behind the end of the text, as in generation.
-
-    Every `stride` bytes of `documents` (ids) -> accuracy and loss in nats by position in the block.
-    """
-    hits, nats, count = torch.zeros(block_size), torch.zeros(block_size), 0
-    for ids in documents:
-        stream, ids = Stream(model, patcher), ids.tolist()
-        for start in range(stride, len(ids) - block_size, stride):
-            stream.extend(ids[start - stride : start])
-            logits = stream.decode(block=[MASK] * block_size).float().cpu()
-            truth = torch.tensor(ids[start : start + block_size])
-            hits += logits.argmax(-1) == truth
-            nats += F.cross_entropy(logits, truth, reduction="none")
-            count += 1
-    return (hits / max(1, count)).tolist(), (nats / max(1, count)).tolist()
-
-
 # ---- run: the idea on a line of text
 
 

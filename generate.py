@@ -251,24 +251,6 @@ def bits_per_byte(model, patcher, documents, show=None):
     return nats / math.log(2) / max(1, count)
 
 
-@torch.inference_mode()
-def output_bits(model, patcher, prompt, ids):
-    """Bits per byte of an output under the model's own causal reading; ids without BOS."""
-    stream = Stream(model, patcher)
-    # (n, V): after the prompt, and after each byte but the last
-    logits = [stream.prefill([BOS, *prompt])[None]]
-    if len(ids) > 1:
-        logits.append(stream.extend(ids[:-1]))
-    nats = F.cross_entropy(torch.cat(logits).float().cpu(), torch.tensor(ids))
-    return nats.item() / math.log(2)
-
-
-def distinct_4grams(outputs):
-    """Share of the 4-grams of several outputs that differ: looping text flatters acceptance."""
-    grams = [tuple(ids[i : i + 4]) for ids in outputs for i in range(len(ids) - 3)]
-    return len(set(grams)) / max(1, len(grams))
-
-
 # ---- run: plain BLT at work
 
 

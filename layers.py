@@ -139,6 +139,27 @@ class WholeView(NamedTuple):
         return torch.cat([past, y], 2)
 
 
+class PackedView(NamedTuple):
+    """Rows of several sequences behind each other, without padding: S in all, B sequences."""
+
+    rope: tuple  # factors of all S rows
+    row: torch.Tensor  # (S,) which sequence each belongs to
+    position: torch.Tensor  # (S,) its place there
+
+    def attend(self, depth, q, k, v, window):
+        """q, k, v (1, H, S, C) -> (1, H, S, C). Attention alone is padded: it costs least so."""
+        place = self.row, self.position
+        size = int(self.row.max()) + 1, int(self.position.max()) + 1
+
+        def spread(x):
+            # (1, H, S, C) -> (B, H, M, C)
+            x = x[0].transpose(0, 1)
+            return x.new_zeros(*size, *x.shape[1:]).index_put(place, x).transpose(1, 2)
+
+        y = attend_window(spread(q), spread(k), spread(v), window)
+        return y.transpose(1, 2)[place].transpose(0, 1)[None]
+
+
 class CachedView(NamedTuple):
     """The next N rows of one endless sequence, whose earlier keys and values a Cache holds."""
 
@@ -217,11 +238,23 @@ class CrossAttention(nn.Module):
         kv = self.kv(self.source_norm(source)).view(B, S, 2, self.heads, D // self.heads)
         return kv.permute(2, 0, 3, 1, 4)
 
-    def forward(self, x, kv, mask=None):
-        """x (B, N, D) reads kv (2, B, H, S, C) where mask (.., N, S) allows -> (B, N, D)."""
-        B, N, D = x.shape
-        # (B, H, N, C)
-        q = self.q(self.query_norm(x)).view(B, N, self.heads, D // self.heads).transpose(1, 2)
+    def forward(self, x, kv, reads=None):
+        """x (B, N, D) reads kv (2, 1, H, S, C) -> (B, N, D).
+
+        reads (M, few): which of the S each of M groups of rows reads, -1 for none; the groups are
+        the B N rows in equal parts. None: all rows read all.
+        """
+        (B, N, D), H = x.shape, self.heads
+        M = 1 if reads is None else len(reads)
+        # (M, H, rows of a group, C)
+        q = self.q(self.query_norm(x)).view(M, -1, H, D // H).transpose(1, 2)
+        mask = None
+        if reads is not None:
+            # Copied to who reads it: cheaper than scores of all S, most of them hidden.
+            # (S, 2 D) -> (2, M, H, few, C)
+            kv = F.embedding(reads.clamp(min=0), kv.permute(1, 3, 0, 2, 4).reshape(-1, 2 * D))
+            kv = kv.view(*reads.shape, 2, H, D // H).permute(2, 0, 3, 1, 4)
+            mask = (reads >= 0)[:, None, None]
         y = attend(q, kv[0], kv[1], mask)
         return x + self.out(y.transpose(1, 2).reshape(B, N, D))
 

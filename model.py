@@ -8,8 +8,8 @@ when a patch closes: see stream.py. Run it for the sizes of every preset:
     python model.py
 
 Letters in shape comments: B batch, N byte positions, R decoder rows (N clean ones, then P of
-blocks), M patches, k vectors a patch, D local width, G global width, V vocabulary, H heads, C head
-width.
+blocks), M patches of all rows, k vectors a patch, D local width, G global width, V vocabulary, H
+heads, C head width.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from data import VOCAB
 from layers import (
     CrossAttention,
     Layer,
+    PackedView,
     WholeView,
-    causal,
     lay_out_by_column,
     rotary,
     run_layers,
@@ -37,6 +37,7 @@ from support.terminal import BadInput, Parser, run, table
 NGRAMS = range(3, 9)  # lengths of the hashed byte n-grams
 LEAD = max(NGRAMS) - 1  # how many ids before a byte its longest n-gram holds
 HASH_PRIME = 1_000_000_007
+ROUND = 64  # patches of a training batch come in multiples of it
 
 # ---- configurations and presets
 
@@ -85,12 +86,26 @@ PRESETS = {
 
 
 def latent_read(closes):
-    """Which latent each byte reads: closes (B, N) bool -> index (B, N) of a patch.
+    """Which latent each byte reads: closes (B, N) bool -> index (B, N) among the patches of all B.
 
     A byte that closes its patch reads that patch; all others read the one before. Position 0 must
-    close its own (BOS does).
+    close its own (BOS does), so that no row reads another's.
     """
-    return closes.long().cumsum(1) - 1
+    return closes.long().flatten().cumsum(0).view_as(closes) - 1
+
+
+def bytes_of_patches(closes, max_patch):
+    """closes (B, N) -> the bytes of each patch of all B rows, last byte first, (M, max_patch).
+
+    A byte is its index among all B N of them; -1 where a patch is shorter.
+    """
+    N, flat = closes.shape[1], closes.flatten()
+    last = flat.nonzero()[:, 0]
+    found = last[:, None] - torch.arange(max_patch, device=closes.device)
+    # (B N,): how many patches closed before a byte, which is the number of its own
+    own = flat.long().cumsum(0) - flat.long()
+    in_row = found >= (last - last % N)[:, None]
+    return torch.where(in_row & (own[found.clamp(min=0)] == own[last, None]), found, -1)
 
 
 def ngram_entries(ids, table_size):
@@ -108,17 +123,6 @@ def ngram_entries(ids, table_size):
         hashed = (grams[..., LEAD + 1 - n :] * powers[:n]).sum(-1)
         entries.append(hashed % table_size + i * table_size)
     return torch.stack(entries, -1)
-
-
-def running_max(x, own, longest):
-    """Max over the bytes of the same patch (own, (B, N)) so far: x (B, N, D) -> (B, N, D)."""
-    shift = 1
-    while shift < longest:
-        same = (own[:, shift:] == own[:, :-shift])[..., None]
-        larger = torch.maximum(x[:, shift:], x[:, :-shift])
-        x = torch.cat([x[:, :shift], torch.where(same, larger, x[:, shift:])], 1)
-        shift *= 2
-    return x
 
 
 # ---- the three parts
@@ -142,33 +146,28 @@ class LocalEncoder(nn.Module):
         if joint != c.global_width:
             self.to_global = nn.Linear(joint, c.global_width, bias=False)
 
-    def forward(self, ids, closes, view=None):
-        """ids (B, LEAD + N), closes (B, N) -> vectors (B, M, G) of the patches that close.
+    def forward(self, ids, patches, view=None):
+        """ids (B, LEAD + N) -> vectors (1, M, G) of the patches of all B rows.
 
-        ids begin with those before the first byte (PAD at the start of a text). In a row that
-        closes fewer than M patches the last vectors mean nothing. view: of a Cache, or None.
+        ids begin with those before the first byte (PAD at the start of a text). patches
+        (M, max_patch): their bytes, as bytes_of_patches. view: of a Cache, or None.
         """
-        c, (B, N) = self.config, closes.shape
+        c, B, N = self.config, ids.shape[0], ids.shape[1] - LEAD
         if view is None:
             view = WholeView.causal(N, c.width // c.heads, c.rope_base, self.query.weight)
         entries = ngram_entries(ids, c.ngram_table_size).view(B * N, -1)
         grams = F.embedding_bag(entries, self.hashes.weight, mode="sum").view(B, N, -1)
-        # (B, N, D)
+        # (B, N, D) -> (1, B N, D)
         x = run_layers(self.layers, self.embed(ids[:, LEAD:]) + grams, view)
-
-        # (B, N): the patch that a byte belongs to; (B, M): the last byte of a patch
-        own = closes.long().cumsum(1) - closes.long()
-        M = int(closes.sum(1).max())
-        last = closes.int().argsort(dim=1, descending=True, stable=True)[:, :M]
-        # (B, M, D) -> (B, M k, D)
-        pooled = running_max(x, own, c.max_patch).gather(1, last[..., None].expand(-1, -1, c.width))
-        queries = self.query(pooled).to(x.dtype).view(B, M * c.patch_vectors, c.width)
-        # (B, M, N) -> (B, 1, M k, N): a patch reads its own bytes only
-        mine = own.gather(1, last)[..., None] == own[:, None]
-        mine = mine.repeat_interleave(c.patch_vectors, 1)[:, None]
-        vectors = self.cross(queries, self.cross.project(x), mine)
-        # (B, M k, D) -> (B, M, G)
-        return self.to_global(vectors.view(B, M, -1)).to(x.dtype)
+        x = x.view(1, B * N, c.width)
+        # (M, max_patch, D) -> (M, D): the largest number of its bytes
+        pooled = F.embedding(patches.clamp(min=0), x[0])
+        pooled = pooled.masked_fill(patches[..., None] < 0, -torch.inf).amax(1)
+        # (M, D) -> (1, M k, D): a patch reads its own bytes only
+        queries = self.query(pooled).to(x.dtype).view(1, -1, c.width)
+        vectors = self.cross(queries, self.cross.project(x), patches)
+        # (1, M k, D) -> (1, M, G)
+        return self.to_global(vectors.view(1, len(patches), -1)).to(x.dtype)
 
 
 class GlobalModel(nn.Module):
@@ -183,12 +182,8 @@ class GlobalModel(nn.Module):
         )
         self.norm = nn.RMSNorm(c.global_width, eps=1e-5)
 
-    def forward(self, patches, view=None):
-        """patch vectors (B, M, G) -> latents (B, M, G)."""
-        if view is None:
-            c = self.config
-            head_width = c.global_width // c.global_heads
-            view = WholeView.causal(patches.shape[1], head_width, c.rope_base, self.norm.weight)
+    def forward(self, patches, view):
+        """patch vectors (1, M, G) -> latents (1, M, G)."""
         return self.norm(run_layers(self.layers, patches, view))
 
 
@@ -210,13 +205,12 @@ class LocalDecoder(nn.Module):
         self.head = nn.Linear(c.width, VOCAB, bias=False)
 
     def latent_keys(self, latents):
-        """What the cross-attentions read of latents (B, M, G).
+        """What the cross-attentions read of latents (1, M, G).
 
-        -> for each layer its keys and values (2, B, H, M k, C)
+        -> for each layer its keys and values (2, 1, H, M k, C)
         """
-        B, M, _ = latents.shape
-        # (B, M k, D)
-        vectors = self.split(latents).to(latents.dtype).view(B, -1, self.config.width)
+        # (1, M k, D)
+        vectors = self.split(latents).to(latents.dtype).view(1, -1, self.config.width)
         return [cross.project(vectors) for cross in self.crosses]
 
     def forward(self, ids, latent_keys, reads, view):
@@ -224,14 +218,12 @@ class LocalDecoder(nn.Module):
 
         reads (B, R): which of the M a row reads, or None where there is but one.
         """
-        latent_mask = None
-        if reads is not None:
-            # (M k,) -> (B, 1, R, M k)
-            held = torch.arange(latent_keys[0].shape[3], device=ids.device)
-            latent_mask = (reads[..., None] == held // self.config.patch_vectors)[:, None]
+        k = self.config.patch_vectors
+        if reads is not None:  # (B, R) -> (B R, k)
+            reads = k * reads.reshape(-1, 1) + torch.arange(k, device=ids.device)
         x = self.embed(ids)
         for depth, (cross, layer) in enumerate(zip(self.crosses, self.layers)):
-            x = layer(cross(x, latent_keys[depth], latent_mask), view, depth)
+            x = layer(cross(x, latent_keys[depth], reads), view, depth)
         return self.head(self.norm(x))
 
 
@@ -266,24 +258,25 @@ class BLT(nn.Module):
         return self
 
     def latents(self, ids, closes):
-        """ids, closes (B, N) -> latents (B, M, G) of the patches closed.
+        """ids, closes (B, N) -> latents (1, M, G) of the patches of all rows, behind each other.
 
-        Rows close very different numbers of patches, so the global model gets all of them in one
-        sequence, without padding, and a mask that keeps rows apart.
+        Rows close very different numbers of patches: in one sequence none of them is padded. M is
+        rounded up, by first patches once more that nobody reads, as CPUs keep a program for every
+        shape of a product that they have seen.
         """
         c = self.config
-        vectors = self.encoder(F.pad(ids, (LEAD, 0)), closes)  # (B, M, G)
-        # (B, M): which of them are patches at all
-        real = torch.arange(vectors.shape[1], device=ids.device) < closes.sum(1)[:, None]
-        if bool(real.all()):
-            return self.globe(vectors)
-        # (S,) each: S patches in all
-        row, patch = real.nonzero().unbind(1)
-        mask = causal(patch[:, None], patch[None], c.global_window) & (row[:, None] == row[None])
-        rope = rotary(patch, c.global_width // c.global_heads, c.rope_base, vectors.dtype)
-        # (1, S, G) -> (B, M, G)
-        packed = self.globe(vectors[row, patch][None], WholeView(rope, mask[None, None]))
-        return torch.zeros_like(vectors).index_put((row, patch), packed[0])
+        patches = bytes_of_patches(closes, c.max_patch)
+        row, byte = closes.nonzero().unbind(1)
+        # (B, N) -> (M,): the number of a patch in its row
+        place = (closes.long().cumsum(1) - 1)[row, byte]
+        if len(closes) > 1:
+            more = torch.arange(-len(row) % ROUND, device=row.device)
+            patches = torch.cat([patches, patches[:1].expand(len(more), -1)])
+            row = torch.cat([row, torch.full_like(more, len(closes))])
+            place = torch.cat([place, more])
+        vectors = self.encoder(F.pad(ids, (LEAD, 0)), patches)
+        rope = rotary(place, c.global_width // c.global_heads, c.rope_base, vectors.dtype)
+        return self.globe(vectors, PackedView(rope, row, place))
 
     def forward(self, ids, closes, blocks=None):
         """ids (B, N), closes (B, N) with closes[:, 0] set -> logits of each next byte (B, N, V).

@@ -19,7 +19,7 @@ import torch
 
 from data import BOS, PAD, decode, encode
 from layers import Cache
-from model import LEAD, load_model
+from model import LEAD, bytes_of_patches, load_model
 from support import checkpoint
 from support.flags import idea_options
 from support.terminal import BadInput, run, table, visible
@@ -185,8 +185,9 @@ class Stream:
         ids = torch.tensor([[self.at(i).id for i in range(low - LEAD, high)]], device=device)
         closes = torch.tensor([[self.closes(i) for i in range(low, high)]], device=device)
         closes[0, -1] = True  # of an open patch too
+        patches = bytes_of_patches(closes, self.model.config.max_patch)
         # (1, M, G) each
-        vectors = self.model.encoder(ids, closes, self.encoder_cache.view(low, high - low))
+        vectors = self.model.encoder(ids, patches, self.encoder_cache.view(low, high - low))
         latents = self.model.globe(vectors, self.global_cache.view(old, new - old))
         # (layers, 2, 1, H, M k, C)
         rows = self.latent_cache.span(old * k, new * k)

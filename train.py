@@ -21,13 +21,14 @@ import torch
 from tqdm import tqdm
 
 from data import Crops, decode, document_ids, encode
-from diffusion import diffusion_loss, make_blocks, masked_accuracy
-from generate import bits_per_byte, generate, next_byte_loss
+from diffusion import diffusion_loss, make_blocks
+from generate import Sampling, bits_per_byte, generate, next_byte_loss
 from model import PRESETS
 from patcher import calibrate, find_patches, mean_patch
 from support.machine import keep_memory, product_speed
 from support.optim import learning_rate, make_optimizer
 from support.presets import TrainingSettings
+from support.quality import masked_accuracy
 from support.runs import PARSER, begin, save
 from support.terminal import BadInput, Interrupt, progress, visible
 from support.terminal import run as run_script
@@ -48,7 +49,8 @@ class Task:
     model: torch.nn.Module
     crops: Crops
     # (model, ids, closes, generators, share of the run that is done) -> (loss, nats a byte).
-    # A function of the model, so that steps can be timed on a copy of it.
+    # A function of the model, so that steps can be timed on a copy of it; nats of clean bytes
+    # are what the bar shows.
     loss_of: Callable
     settings: TrainingSettings
     # Of the arithmetic; weights, gradients and the optimiser stay float32.
@@ -229,7 +231,7 @@ def train_model(run, ids, closes, held_out):
     held_out: list of ids; some of it is looked at while training.
     """
     sizes = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in run.model.sizes().items())
-    print(f"model: {sizes}; {run.dtype} on {run.device}")
+    print(f"model: {sizes}; {run.dtype} on {run.device}, {run.settings.optimizer}")
     s, recipe = run.settings, run.recipe
     crops, loss_of = Crops(ids, closes, s.length, run.asked["seed"]), model_loss(recipe)
     task = Task("model", run.model, crops, loss_of, s, run.dtype)
@@ -238,7 +240,7 @@ def train_model(run, ids, closes, held_out):
     def validate():
         bits = bits_per_byte(run.model, run.patcher, peek)
         on = f"on {sum(map(len, peek)):,} held-out bytes"
-        said = visible(greedy_text(run, 60))
+        said = visible(written(run, 60))
         tqdm.write(f"step {run.step}: {bits:.3f} bits/byte {on}, sample: {said}", file=sys.stderr)
 
     steps = run.asked["steps"]
@@ -259,9 +261,10 @@ def train_model(run, ids, closes, held_out):
     )
 
 
-def greedy_text(run, length, prompt=b"def "):
-    """A greedy continuation, as bytes."""
-    made = generate(run.model, run.patcher, encode(prompt), length)
+def written(run, length, prompt=b"def "):
+    """What the model writes behind a prompt, as bytes; sampled, as greedy text loops."""
+    sampling = Sampling(temperature=0.8, top_p=0.95)
+    made = generate(run.model, run.patcher, encode(prompt), length, sampling=sampling)
     return prompt + decode(made.ids)
 
 
@@ -286,7 +289,7 @@ def finish(run, held_out):
             f"right by position in the block: {right}"
         )
     save(run)
-    print(f"\n{greedy_text(run, 200).decode('utf-8', 'replace')}\n")
+    print(f"\n{written(run, 200).decode('utf-8', 'replace')}\n")
     print(f"{run.seconds / 60:.1f} minutes; wrote {run.out}")
 
 

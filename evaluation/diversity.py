@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import decode
-from evaluation.plots import Point, draw_points
+from evaluation.plots import Mark, draw
 from evaluation.report import mean, print_rows, with_error
 from generate import Generation, Sampling
 from speculate import Drafting, check_mode, run_mode
@@ -45,8 +45,9 @@ def evaluate_diversity(model, patcher, options):
     else:
         print_diversity(rows, correlation)
     if options.plot:
-        panels = {"decoder NFEs a byte": plot_series(rows)}
-        draw_points(options.plot, "word type-token ratio", panels)
+        panels = {"decoder NFEs a byte": [mark_of(row) for row in rows]}
+        title = f"Samples of {options.bytes} bytes without a prompt"
+        draw(options.plot, title, "word type-token ratio", panels)
 
 
 def measure(model, patcher, gamma, top_p, options):
@@ -67,14 +68,10 @@ def measure(model, patcher, gamma, top_p, options):
     return row | cost
 
 
-def plot_series(rows):
-    """The rows as series for `draw_points` -> {top-p: Points named by their γ}."""
-    series = {}
-    for row in rows:
-        x, y = row["decoder_nfes_per_byte"], row["type_token_ratio"]
-        point = Point(x, y, row["type_token_ratio_se"], f"γ {row['gamma']}")
-        series.setdefault(f"top-p {row['top_p']}", []).append(point)
-    return series
+def mark_of(row):
+    """A row as a Mark: γ is its shape, a line joins those of one top-p."""
+    x, y, error = row["decoder_nfes_per_byte"], row["type_token_ratio"], row["type_token_ratio_se"]
+    return Mark(x, y, "BLT-D", f"top-p {row['top_p']}", f"γ = {row['gamma']}", error=error)
 
 
 def print_diversity(rows, correlation):

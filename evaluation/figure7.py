@@ -11,7 +11,7 @@ from data import read_corpus
 from evaluation import miniature
 from evaluation.answers import Runner, answer_all, code_score, translation_score
 from evaluation.items import Question
-from evaluation.plots import Point, draw_points
+from evaluation.plots import METHODS, Mark, draw
 from evaluation.report import print_rows, with_error
 from generate import Generation
 from model import load_model
@@ -46,8 +46,8 @@ def evaluate_miniature(options):
         print_miniature(rows, options)
     if options.plot:
         panels = {"MB a byte by Eq. 8": "gb_per_kilobyte", "bytes/s": "bytes_per_second"}
-        panels = {label: plot_series(rows, key) for label, key in panels.items()}
-        draw_points(options.plot, "right answers, %", panels)
+        panels = {label: marks_of(rows, key) for label, key in panels.items()}
+        draw(options.plot, "The paper's Figure 7 in small", "right answers, %", panels)
     return None
 
 
@@ -109,10 +109,13 @@ def add_summary(row, baseline):
     row["ratio"] = row["bytes_per_second"] / baseline["bytes_per_second"]
 
 
-def plot_series(rows, key):
-    """-> {name of a row: its only Point}, at its cost `key` and its score."""
-    points = [Point(row[key], row["score"], row["score_se"], row["name"]) for row in rows]
-    return {point.name: [point] for point in points}
+def marks_of(rows, key):
+    """The rows as Marks, at their cost `key` and their score."""
+    marks = []
+    for row in rows:
+        method, name = METHODS[row["mode"]], row["name"].replace(" k=", "-")
+        marks.append(Mark(row[key], row["score"], method, name, error=row["score_se"]))
+    return marks
 
 
 def print_miniature(rows, options):

@@ -13,13 +13,13 @@ import torch
 from tqdm import tqdm
 
 from data import BOS, corpus_of, document_ids, encode
-from diffusion import masked_accuracy
 from evaluation.benchmarks import read_items
 from evaluation.items import Choice, as_bytes, as_text, picker
 from evaluation.report import mean, print_rows, report, taken
 from generate import Generation, bits_per_byte, parameter_sizes
 from stream import Stream
 from support import checkpoint
+from support.quality import masked_accuracy
 from support.terminal import BadInput, progress, table
 
 

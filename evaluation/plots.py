@@ -1,110 +1,132 @@
-"""Pictures of score against cost: scatter plots whose points carry their names."""
+"""Pictures of score against cost: scatter plots whose marks carry their names.
+
+Colour tells the method, shape how a block is filled, size and text the bytes drafted at once.
+Filled marks are measured or published; hollow ones are the paper's rows with one encoder/global
+call a round instead of two.
+"""
 
 import argparse
-import math
 import os
-from itertools import product
 from typing import NamedTuple
 
 from evaluation.report import package
 
+# Okabe and Ito's colours, which colour-blind people tell apart, of methods and of benchmarks
+COLOURS = {"BLT": "#000000", "BLT-S": "#0072B2", "BLT-D": "#D55E00", "BLT-DV": "#009E73"}
+COLOURS |= {"lookup": "#CC79A7", "MMLU": "#000000", "PIQA": "#0072B2", "ARC-Easy": "#D55E00"}
+COLOURS |= {"HellaSwag": "#009E73", "ARC-Challenge": "#CC79A7"}
+METHODS = {"blt": "BLT", "blts": "BLT-S", "bltd": "BLT-D", "bltdv": "BLT-DV", "lookup": "lookup"}
+# Triangles unmask by confidence, shapes with more corners by entropy.
+MARKERS = {"": "o", "α = 0.3": "v", "α = 0.5": "^", "α = 0.7": ">", "γ = 0.5": "d", "γ = 0.8": "s"}
+MARKERS |= {"γ = 1.0": "D", "γ = 1.2": "P", "γ = 1.5": "p", "γ = 2.0": "h", "one-step": "X"}
+SIZES = {"4": 6.5, "8": 8.5, "16": 10.5}
+DIGITS = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+TICKS = [digit * 10.0**power for power in range(-3, 5) for digit in DIGITS]
 
-class Point(NamedTuple):
-    """One measurement in a plot."""
+
+class Mark(NamedTuple):
+    """One measurement in a picture."""
 
     x: float
     y: float
-    error: float | None  # of y
-    name: str  # what is written beside it
+    method: str  # one of COLOURS
+    name: str  # marks that share it are joined and get one label; NAME-4 drafts 4 bytes at once
+    rule: str = ""  # how a block is filled, one of MARKERS
+    hollow: bool = False
+    error: float | None = None  # of y
+
+
+def folder(path):
+    """An argparse type: a folder to draw in. Raises BadInput where nothing can be drawn at all."""
+    if not os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"there is no folder {path} to draw in")
+    pyplot()  # says what is missing before anything is measured
+    return path
 
 
 def plot_path(path):
     """An argparse type: a file that matplotlib can be asked to write."""
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder or "."):
-        raise argparse.ArgumentTypeError(f"there is no folder {folder} to write {path} in")
     if not path.endswith((".png", ".svg")):
         raise argparse.ArgumentTypeError(f"plots are written as .png or .svg, not {path}")
+    folder(os.path.dirname(path) or ".")
     return path
 
 
-def draw_points(path, ylabel, panels):
-    """Scatter plots beside each other, sharing their y axis, each point with its name beside it.
+def pyplot():
+    """matplotlib's pyplot, drawing to files. Raises BadInput where a package is missing."""
+    package("matplotlib", "a picture").use("Agg")
+    package("adjustText", "a picture")
+    plt = package("matplotlib.pyplot", "a picture")
+    plt.rcParams.update({"font.size": 10, "svg.fonttype": "none"})
+    return plt
 
-    panels: x label -> {series: list of Points}. Needs matplotlib.
-    """
-    package("matplotlib", "--plot").use("Agg")
-    plt = package("matplotlib.pyplot", "--plot")
-    size = (5.5 * len(panels), 4.5)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-    labels = [draw_panel(axis, *panel) for axis, panel in zip(axes[0], panels.items())]
-    axes[0][0].set_ylabel(ylabel)
-    # A legend says nothing new where a series is a single point with its name.
-    top = 1
-    if any(len(points) > 1 for series in panels.values() for points in series.values()):
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
-        top = 0.92
-    figure.tight_layout(rect=(0, 0, 1, top))
-    # Only now is it known where each point lies in the picture.
-    for axis, named in zip(axes[0], labels):
-        name_points(axis, named)
-    figure.savefig(path, dpi=130)
+
+def draw(path, title, ylabel, panels, ticks=TICKS):
+    """Scatter plots below each other. panels: x label -> Marks. ticks: of x, where in sight."""
+    plt, count = pyplot(), len(panels)
+    size = (8, 1 + 4.2 * count)
+    figure, axes = plt.subplots(count, figsize=size, squeeze=False, layout="constrained")
+    for axis, (xlabel, marks) in zip(axes[:, 0], panels.items()):
+        for mark in marks:
+            draw_mark(axis, mark)
+        axis.set_xscale("log")  # equal distances are equal savings
+        axis.xaxis.set_major_locator(plt.FixedLocator(ticks))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        axis.margins(0.1, 0.15)
+        axis.set(xlabel=f"{xlabel}, log scale", ylabel=ylabel)
+        axis.grid(alpha=0.25)
+    figure.suptitle(title, fontsize=11)
+    shown = legend_of([mark for marks in panels.values() for mark in marks])
+    figure.legend(handles=shown, loc="outside lower center", ncols=7, fontsize=9, frameon=False)
+    # Only now is it known where each mark lies in the picture.
+    for axis, marks in zip(axes[:, 0], panels.values()):
+        name_groups(axis, marks)
+    figure.savefig(path, dpi=160)
     plt.close(figure)
 
 
-def draw_panel(axis, xlabel, series):
-    """Draw the points of one panel -> list of (Point, colour)."""
-    coloured = []
-    for name, points in series.items():
-        x, y, errors, _ = zip(*points)
-        errors = [error or 0.0 for error in errors] if any(errors) else None
-        drawn = axis.errorbar(x, y, errors, fmt="o", label=name, alpha=0.8)
-        coloured += [(point, drawn.lines[0].get_color()) for point in points]
-    axis.set_xlabel(xlabel)
-    axis.margins(0.12)
-    axis.grid(alpha=0.3)
-    return coloured
+def draw_mark(axis, mark):
+    """Draw one Mark, the larger the more bytes are drafted at once."""
+    colour, size = COLOURS[mark.method], SIZES.get(mark.name.split("-")[-1], 8)
+    style = {"markerfacecolor": colour, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    if mark.hollow:
+        style = {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.2}
+    style |= {"marker": MARKERS.get(mark.rule, "*"), "markersize": size, "ecolor": colour}
+    axis.errorbar(mark.x, mark.y, mark.error, **style)
 
 
-def name_points(axis, coloured):
-    """Write each name as near to its point as other names and points leave room."""
-    from matplotlib.transforms import Bbox
+def legend_of(marks):
+    """Handles that explain the colours, the shapes and the hollow marks that occur."""
+    from matplotlib.lines import Line2D
 
-    places = [axis.transData.transform((point.x, point.y)) for point, _ in coloured]
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in places]
-    for point, colour in coloured:
-        write_name(axis, point.name, (point.x, point.y), taken, color=colour, fontsize=7)
-
-
-def write_name(axis, name, at, taken, **style):
-    """Write a name where there is room, with a thin line from it to its point `at` (x, y).
-
-    taken: boxes in pixels that it keeps clear of, a list to which its own is added. style:
-    colour and font of the text.
-    """
-    figure, place = axis.figure, axis.transData.transform(at)
-    style = {"ha": "center", "va": "center", **style}
-    measured = axis.text(*at, name, **style)
-    box = measured.get_window_extent(figure.canvas.get_renderer()).padded(1)
-    box = free_box(box, axis.bbox, taken)
-    measured.remove()
-    taken.append(box)
-    # From pixels to points
-    offset = ((box.min + box.max) / 2 - place) * 72 / figure.dpi
-    line = {"arrowstyle": "-", "lw": 0.4, "color": style["color"], "shrinkA": 0}
-    axis.annotate(name, at, offset, textcoords="offset points", arrowprops=line, **style)
+    methods, rules = {mark.method for mark in marks}, {mark.rule for mark in marks} - {""}
+    styles = [{"color": COLOURS[name], "label": name} for name in COLOURS if name in methods]
+    gray = {"color": "gray"}
+    styles += [gray | {"label": r, "marker": MARKERS[r]} for r in MARKERS if r in rules]
+    if any(mark.hollow for mark in marks):
+        styles.append(gray | {"label": "one call a round", "markerfacecolor": "white"})
+    return [Line2D([], [], linestyle="", **({"marker": "o"} | style)) for style in styles]
 
 
-def free_box(box, inside, taken):
-    """Move a box off its centre, as little as it takes to lie `inside` and on none of `taken`.
+def name_groups(axis, marks):
+    """Join the marks that share a name by a thin line, and write it where there is room."""
+    from adjustText import adjust_text
 
-    All of them are matplotlib's Bbox, in pixels. If there is no room anywhere near, on something.
-    """
-    for distance, degrees in product(range(8, 100, 8), range(0, 360, 30)):
-        angle = math.radians(degrees)
-        across = math.cos(angle) * (distance + box.width / 2)
-        moved = box.translated(across, math.sin(angle) * (distance + box.height / 2))
-        # A box is inside if all four of its corners are.
-        if inside.count_contains(moved.corners()) == 4 and not moved.count_overlaps(taken):
-            break
-    return moved
+    texts, groups = [], {}
+    for mark in sorted(marks):
+        groups.setdefault((mark.name, mark.hollow), []).append(mark)
+    for (name, hollow), group in groups.items():
+        colour, places = COLOURS[group[0].method], [mark[:2] for mark in group]
+        line, slant = (":", "italic") if hollow else ("-", "normal")
+        axis.plot(*zip(*places), line, color=colour, linewidth=0.7, alpha=0.6, zorder=1)
+        style = {"color": colour, "fontsize": 8.5, "fontstyle": slant}
+        texts.append(axis.text(*places[len(places) // 2], name, ha="center", va="center", **style))
+    # Names keep clear of disks a bit larger than the marks, which are not to be seen themselves.
+    disks = axis.scatter(*zip(*(mark[:2] for mark in marks)), s=130)
+    # They are wide and low: up and down is the shorter way out.
+    forces = {"force_text": (0.05, 0.4), "force_static": (0.05, 0.3), "expand": (1.1, 1.4)}
+    # A limit in seconds, the default, would draw another picture on another machine.
+    forces |= {"iter_lim": 500, "arrowprops": {"arrowstyle": "-", "lw": 0.4}}
+    adjust_text(texts, objects=disks, ax=axis, **forces)
+    disks.remove()

@@ -4,6 +4,7 @@ Choices come from the files that know them, so this one imports nothing of the m
 """
 
 from support import checkpoint
+from support.optim import OPTIMIZERS
 from support.terminal import BadInput, Parser, number
 
 POSITIVE = number(float, 0, above=True)
@@ -101,6 +102,8 @@ def training_parser(presets, block_sizes, recipes, patchers):
     add("--decoder-layers", type=number(int, 1), help="instead of the preset's")
     add("--global-layers", type=number(int, 1), help="instead of the preset's")
     add("--ngram-table-size", type=number(int, 1), help="entries of a table, not the preset's")
+    help_ = "muon for hidden matrices and AdamW for the rest, or AdamW for all, as the paper has it"
+    add("--optimizer", choices=OPTIMIZERS, help=help_)
     add("--lr", type=POSITIVE, help="peak learning rate instead of the preset's")
     add("--batch", type=number(int, 1), help="crops in a forward pass instead of the preset's")
     add("--length", type=number(int, 8), help="bytes in a crop instead of the preset's")

@@ -1,8 +1,11 @@
-"""How two outputs of one model compare."""
+"""How good outputs and drafts of a model are, and how two outputs compare."""
+
+import math
 
 import torch
+import torch.nn.functional as F
 
-from data import BOS
+from data import BOS, MASK
 from generate import ban
 from stream import Stream
 
@@ -27,3 +30,40 @@ def near_tie(model, patcher, prompt, ids, others, sampling, tolerance=1e-3):
         if near[1 + len(prompt) :].any():
             return True
     return best - second < tolerance
+
+
+@torch.inference_mode()
+def output_bits(model, patcher, prompt, ids):
+    """Bits per byte of an output under the model's own causal reading; ids without BOS."""
+    stream = Stream(model, patcher)
+    # (n, V): after the prompt, and after each byte but the last
+    logits = [stream.prefill([BOS, *prompt])[None]]
+    if len(ids) > 1:
+        logits.append(stream.extend(ids[:-1]))
+    nats = F.cross_entropy(torch.cat(logits).float().cpu(), torch.tensor(ids))
+    return nats.item() / math.log(2)
+
+
+def distinct_4grams(outputs):
+    """Share of the 4-grams of several outputs that differ: looping text flatters acceptance."""
+    grams = [tuple(ids[i : i + 4]) for ids in outputs for i in range(len(ids) - 3)]
+    return len(set(grams)) / max(1, len(grams))
+
+
+@torch.no_grad()
+def masked_accuracy(model, patcher, documents, block_size, stride=61):
+    """How well a wholly masked block is guessed behind the end of the text, as in generation.
+
+    Every `stride` bytes of `documents` (ids) -> accuracy and loss in nats by position in the block.
+    """
+    hits, nats, count = torch.zeros(block_size), torch.zeros(block_size), 0
+    for ids in documents:
+        stream, ids = Stream(model, patcher), ids.tolist()
+        for start in range(stride, len(ids) - block_size, stride):
+            stream.extend(ids[start - stride : start])
+            logits = stream.decode(block=[MASK] * block_size).float().cpu()
+            truth = torch.tensor(ids[start : start + block_size])
+            hits += logits.argmax(-1) == truth
+            nats += F.cross_entropy(logits, truth, reduction="none")
+            count += 1
+    return (hits / max(1, count)).tolist(), (nats / max(1, count)).tolist()

@@ -16,8 +16,8 @@ from model import BLT, PRESETS, BLTConfig, model_from
 from patcher import KINDS, Patcher, patcher_from
 from support import checkpoint
 from support.flags import refuse_changes, training_parser
-from support.machine import choose_device, choose_dtype
-from support.presets import TrainingSettings
+from support.machine import bfloat16_gain, choose_device, choose_dtype
+from support.presets import ADAMW_RATES, TrainingSettings
 from support.terminal import BadInput
 
 # What flags may change of a preset's shape
@@ -137,8 +137,11 @@ def save(run):
 PARSER = training_parser(PRESETS, (0, *SIZES), RECIPES, KINDS)
 
 
-def defaults(preset, recipe):
-    """What is asked for where no flag says otherwise."""
+def defaults(preset, recipe, optimizer):
+    """What is asked for where no flag says otherwise. optimizer: None for the preset's own."""
+    training = asdict(PRESETS[preset].training)
+    if optimizer == "adamw" and training["optimizer"] != optimizer:
+        training |= {"optimizer": optimizer, "lr": ADAMW_RATES[preset]}
     return {
         "data": None,
         "preset": preset,
@@ -151,7 +154,7 @@ def defaults(preset, recipe):
         **{name: getattr(PRESETS[preset].model, name) for name in SHAPE},
         "seed": 0,
         "dtype": "auto",
-        **asdict(PRESETS[preset].training),
+        **training,
         **asdict(Recipe(**RECIPES[recipe])),
     }
 
@@ -186,15 +189,18 @@ def begin(options):
     given = {k: v for k, v in vars(options).items() if v is not None and k not in kept_apart}
     if options.resume:
         saved = checkpoint.load(options.resume)
-        if "asked" not in saved or "after" not in saved["asked"]:
+        if "asked" not in saved or "optimizer" not in saved["asked"]:
             why = "it was exported, or begun by older code"
             raise BadInput(f"{options.resume} can't be resumed: {why}")
         why = "can't change on --resume: this run began with"
         refuse_changes(PARSER, given, saved["asked"], why)
         return resumed(out, device, saved)
+    recipe, optimizer = given.get("recipe", "ours"), given.get("optimizer")
+    if not optimizer and bfloat16_gain(device) < 0.5:
+        optimizer = "adamw"  # Muon's products are of bfloat16
     if not options.init_from:
-        preset, recipe = given.get("preset", "tiny"), given.get("recipe", "ours")
-        asked = {**defaults(preset, recipe), **given}
+        preset = given.get("preset", "tiny")
+        asked = {**defaults(preset, recipe, optimizer), **given}
         if asked["patch_size"] > asked["max_patch"]:
             mean = f"--patch-size {asked['patch_size']:g}"
             raise BadInput(f"{mean} can't be the mean of patches of at most {asked['max_patch']}")
@@ -205,6 +211,6 @@ def begin(options):
         raise BadInput(f"{options.init_from} holds only a patcher: finish that run first")
     known = known_of(saved)
     refuse_changes(PARSER, given, known, f"contradicts {options.init_from}, which has")
-    asked = {**defaults(known["preset"], given.get("recipe", "ours")), **known, **given}
+    asked = {**defaults(known["preset"], recipe, optimizer), **known, **given}
     recipe_of(asked)
     return initialised(asked, out, device, saved)

@@ -41,9 +41,8 @@ def run(main, name=None):
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # keeps the flush at exit from failing too
+        # Keeps the flush at exit from failing too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 
 
@@ -54,9 +53,8 @@ def number(kind, low, high=float("inf"), above=False):
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"'{text}' is not a number of type {kind.__name__}"
-            ) from None
+            problem = f"'{text}' is not a number of type {kind.__name__}"
+            raise argparse.ArgumentTypeError(problem) from None
         if not (low <= value <= high) or (above and value == low):
             bracket = "(" if above else "["
             raise argparse.ArgumentTypeError(f"{text} is outside {bracket}{low}, {high}]")

@@ -21,12 +21,12 @@ from diffusion import (
     entropy_bounded,
     generate_bltd,
     make_blocks,
-    masked_accuracy,
     one_step,
 )
 from generate import Sampling, ban
 from patcher import find_patches
 from stream import Stream
+from support.quality import masked_accuracy
 from support.terminal import BadInput
 
 ENDLESS = Sampling(ignore_eos=True)

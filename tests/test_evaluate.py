@@ -19,7 +19,7 @@ from evaluation.answers import Runner, code_score, translation_score
 from evaluation.benchmarks import PROGRAMS, TRANSLATIONS
 from evaluation.items import Choice, Question, as_bytes, translation
 from evaluation.likelihood import choice_log_likelihoods, cloze
-from evaluation.plots import draw_points
+from evaluation.plots import draw
 from evaluation.report import mean, with_error
 from generate import Sampling, generate, generate_uncached
 from model import load_model
@@ -217,8 +217,10 @@ def test_diversity_sweeps_its_settings(trained_file, tmp_path, capsys, monkeypat
     picture = tmp_path / "d.svg"
     out = printed(capsys, *known, "--limit", 1, "--plot", picture)
     assert len(out) == 20 and "correlation" in out[-1] and "±" not in "".join(out)
-    # every point is named in the picture itself
-    assert picture.read_text().count("<!-- γ 0.5 -->") == 4
+    # the legend explains every γ, and every top-p is named in the picture itself
+    text = picture.read_text()
+    assert all(f">γ = {gamma}</text>" in text for gamma in diversity.GAMMAS)
+    assert all(text.count(f">top-p {top_p}</text>") == 1 for top_p in diversity.TOP_PS)
     monkeypatch.setattr(diversity, "GAMMAS", (0.5, 1.0))
     *rows, last = evaluated(capsys, *known, "--limit", 2)
     assert [row["top_p"] for row in rows] == [0.8, 0.9, 0.95, 1.0] * 2
@@ -388,11 +390,13 @@ def test_the_program_refuses_in_one_line_that_names_it(trained_file, tmp_path):
 
 def test_optional_packages_are_asked_for_by_name(monkeypatch, tmp_path):
     """What only the evaluations need is no requirement of the rest."""
-    for name in ("num2words", "sacrebleu", "matplotlib"):
+    for name in ("num2words", "sacrebleu"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BadInput, match="needs? num2words: pip install -r requirements-dev.txt"):
         miniature.spell(123456, "fr")
     with pytest.raises(BadInput, match="sacrebleu: pip install -r requirements-dev.txt"):
         translation_score(["a"], [translation("French", "b", "c")])
-    with pytest.raises(BadInput, match="matplotlib: pip install -r requirements-dev.txt"):
-        draw_points(tmp_path / "x.png", "", {})
+    for name in ("adjustText", "matplotlib"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(BadInput, match=f"{name}: pip install -r requirements-dev.txt"):
+            draw(tmp_path / "x.png", "", "", {})

@@ -13,17 +13,16 @@ from generate import (
     Sampling,
     ban,
     bits_per_byte,
-    distinct_4grams,
     distribution,
     draw,
     generate,
     generate_uncached,
     gigabytes,
-    output_bits,
     parameter_sizes,
     until_end,
 )
 from stream import Counters, Stream
+from support.quality import distinct_4grams, output_bits
 
 ENDLESS = Sampling(ignore_eos=True)
 

@@ -6,7 +6,9 @@ import torch
 import layers
 from layers import (
     Cache,
+    CrossAttention,
     Layer,
+    PackedView,
     WholeView,
     attend,
     attend_window,
@@ -63,6 +65,38 @@ def test_windowed_attention_equals_a_masked_one(n, window):
 
 
 # ---- RoPE
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_reading_a_few_equals_hiding_the_rest(group):
+    """What each group reads is copied to it; the slow twin scores all and hides the others."""
+    B, H, M, S, D = 2, 3, 10, 11, 12
+    cross, x = CrossAttention(D, H).double(), normal(B, M * group // B, D)
+    kv = cross.project(normal(1, S, D, seed=1))
+    chance = torch.rand(M, S, generator=torch.Generator().manual_seed(2))
+    reads = chance.argsort(-1)[:, :4]
+    reads[1, 2:] = -1
+    allowed = torch.zeros(M, S, dtype=torch.bool)
+    for m, mine in enumerate(reads.tolist()):
+        allowed[m, [s for s in mine if s >= 0]] = True
+    q = cross.q(cross.query_norm(x)).view(1, M * group, H, D // H).transpose(1, 2)
+    y = attend(q, kv[0], kv[1], allowed.repeat_interleave(group, 0))
+    expected = x + cross.out(y.transpose(1, 2).reshape(x.shape))
+    assert torch.allclose(cross(x, kv, reads), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [2, 4, 50])
+def test_packed_sequences_equal_each_alone(window):
+    """Behind each other without padding, they still see none but their own rows."""
+    sizes, H, C = [7, 1, 12], 2, 4
+    q, k, v = (normal(1, H, sum(sizes), C, seed=i) for i in range(3))
+    row = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
+    position = torch.cat([torch.arange(n) for n in sizes])
+    got = PackedView(None, row, position).attend(0, q, k, v, window)
+    for b, end in enumerate(torch.tensor(sizes).cumsum(0).tolist()):
+        mine = slice(end - sizes[b], end)
+        alone = WholeView(None).attend(0, q[:, :, mine], k[:, :, mine], v[:, :, mine], window)
+        assert torch.allclose(got[:, :, mine], alone, atol=1e-12)
 
 
 def test_rope_depends_on_distance_alone_even_far_out():

@@ -14,11 +14,12 @@ from model import (
     LEAD,
     NGRAMS,
     PRESETS,
+    bytes_of_patches,
     latent_read,
     load_model,
     ngram_entries,
-    running_max,
 )
+from patcher import fill_patches
 from support import checkpoint
 from support.terminal import BadInput
 
@@ -118,18 +119,24 @@ def test_a_batch_equals_its_rows_one_by_one():
 def test_latent_read_is_the_last_closed_patch():
     closes = torch.tensor([[True, False, False, True, True, False, False]])
     assert latent_read(closes).tolist() == [[0, 0, 0, 1, 2, 2, 2]]
+    assert latent_read(closes.repeat(2, 1))[1].tolist() == [3, 3, 3, 4, 5, 5, 5]
 
 
-def test_running_max_against_a_loop():
+def test_bytes_of_patches_against_a_loop():
+    """Bytes behind a row's last patch are of none, though the next row closes its first at once."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 40, 3, generator=generator)
-    closes = torch.rand(2, 40, generator=generator) < 0.3
-    own = closes.long().cumsum(1) - closes.long()
-    got = running_max(x, own, 64)
-    for b in range(2):
+    signals = torch.rand(3, 40, generator=generator) < 0.3
+    closes = torch.stack([fill_patches(row, 5) for row in signals])
+    closes[:, -2:] = False
+    patches = []
+    for b in range(3):
+        mine = []
         for i in range(40):
-            mine = [x[b, j] for j in range(i + 1) if own[b, j] == own[b, i]]
-            assert torch.equal(got[b, i], torch.stack(mine).amax(0))
+            mine.insert(0, 40 * b + i)
+            if closes[b, i]:
+                patches.append(mine + [-1] * (5 - len(mine)))
+                mine = []
+    assert bytes_of_patches(closes, 5).tolist() == patches
 
 
 def test_ngram_entries_against_a_loop():

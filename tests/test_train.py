@@ -13,11 +13,13 @@ from conftest import make_models, random_ids
 import train
 from data import BOS, EOS, Corpus, Crops, document_ids
 from diffusion import RECIPES, Recipe
+from layers import Layer
 from model import BLT, PRESETS
 from patcher import PatcherConfig
 from support import checkpoint
 from support.optim import learning_rate, make_optimizer
 from support.presets import TrainingSettings
+from support.runs import defaults
 from support.terminal import BadInput
 
 
@@ -63,25 +65,29 @@ def interrupt_at(monkeypatch):
 
 
 def moments(saved):
-    """All that an optimiser remembers, as tensors."""
-    return [v for state in saved["optimizer"]["state"].values() for v in state.values()]
+    """All that an optimiser, or both halves of one, remembers, as tensors."""
+    parts = [saved["optimizer"]] if "state" in saved["optimizer"] else saved["optimizer"].values()
+    return [v for part in parts for state in part["state"].values() for v in state.values()]
 
 
 @pytest.fixture(scope="module")
 def whole_runs(text_file, tmp_path_factory):
-    """Uninterrupted runs by their block size, as loaded checkpoints."""
+    """Uninterrupted runs by their block size and optimiser, as loaded checkpoints."""
     folder, runs = tmp_path_factory.mktemp("whole"), {}
-    for block_size in ("0", "4"):
-        path = folder / f"{block_size}.pt"
-        train.main(options(text_file, path, "--block-size", block_size))
-        runs[block_size] = checkpoint.load(path)
+    for kind in KINDS_OF_RUN:
+        path = folder / f"{kind[0]}-{kind[1]}.pt"
+        train.main(options(text_file, path, "--block-size", kind[0], "--optimizer", kind[1]))
+        runs[kind] = checkpoint.load(path)
     return runs
 
 
-@pytest.mark.parametrize("block_size", ["0", "4"])
+KINDS_OF_RUN = [("0", "adamw"), ("0", "muon"), ("4", "muon")]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_RUN, ids="-".join)
 @pytest.mark.parametrize("at", [2, 5, 9])
 def test_an_interrupted_run_resumes_bit_for_bit(
-    text_file, tmp_path, whole_runs, interrupt_at, monkeypatch, block_size, at
+    text_file, tmp_path, whole_runs, interrupt_at, monkeypatch, kind, at
 ):
     """4 steps of the patcher, then 8 of the model: the interrupts fall into the first, right
     behind it, and into the second.
@@ -89,11 +95,11 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     cut = tmp_path / "cut.pt"
     interrupt_at(at)
     with pytest.raises(KeyboardInterrupt):
-        train.main(options(text_file, cut, "--block-size", block_size))
+        train.main(options(text_file, cut, "--block-size", kind[0], "--optimizer", kind[1]))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     monkeypatch.undo()
     train.main(["--resume", str(cut)])
-    a, b = whole_runs[block_size], checkpoint.load(cut)
+    a, b = whole_runs[kind], checkpoint.load(cut)
     for part in ("model", "patcher"):
         assert all(torch.equal(a[part][k], b[part][k]) for k in a[part]), part
     assert a["patcher_config"] == b["patcher_config"] and a["progress"] == b["progress"]
@@ -189,10 +195,11 @@ def test_steps_are_counted_on_a_copy(seconds, after):
     steps = train.count_steps(task, seconds, after)
     assert isinstance(steps, int) and 1 <= steps < 1000 and (seconds or steps == 1)
     assert contents(task.model.state_dict()) == before[0]
-    known, kept = optimizer.state_dict(), before[1]
-    assert known["param_groups"] == kept["param_groups"]
-    for index, state in kept["state"].items():
-        assert contents(known["state"][index]) == contents(state)
+    for name, kept in before[1].items():
+        known = optimizer.state_dict()[name]
+        assert known["param_groups"] == kept["param_groups"] and kept["state"]
+        for index, state in kept["state"].items():
+            assert contents(known["state"][index]) == contents(state)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(p.grad is None for p in task.model.parameters())
     for mine, fresh in zip(task.crops.batch(9, 2), untouched.crops.batch(9, 2)):
@@ -341,12 +348,91 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 def test_only_matrices_of_linear_maps_decay():
     model = BLT(PRESETS["nano"].model)
-    decayed, others = make_optimizer(model, TrainingSettings()).param_groups
+    settings = TrainingSettings(optimizer="adamw")
+    decayed, others = make_optimizer(model, settings).param_groups
     names = {id(p): n for n, p in model.named_parameters()}
     assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0
     assert len(decayed["params"]) + len(others["params"]) == len(names)
     free = {n for n in names.values() if "norm" in n or "embed" in n or "hashes" in n}
     assert free == {names[id(p)] for p in others["params"]}
+
+
+def test_muon_has_every_hidden_matrix_once_and_nothing_else():
+    model = BLT(PRESETS["nano"].model)
+    optimizer = make_optimizer(model, TrainingSettings(optimizer="muon"))
+    hidden, rest = (optimizer.parts[name].param_groups for name in ("muon", "adamw"))
+    names = {p.data_ptr(): n for n, p in model.named_parameters()}
+    mine = [names[weight.data_ptr()] for weight, _ in optimizer.pieces]
+    others = [names[p.data_ptr()] for group in rest for p in group["params"]]
+    assert sorted(mine + others) == sorted(names.values())
+    assert {n for n in others if ".norm" not in n and "_norm" not in n} == {
+        "encoder.embed.weight",
+        "encoder.hashes.weight",
+        "decoder.embed.weight",
+        "decoder.head.weight",
+    }
+    # The matrices are the weights themselves, each number once.
+    pieces = [p for group in hidden for p in group["params"]]
+    assert sum(p.numel() for p in pieces) == sum(w.numel() for w, _ in optimizer.pieces)
+    q, k, v = optimizer.pieces[mine.index("globe.layers.0.qkv.weight")][1]
+    weight = model.globe.layers[0].qkv.weight
+    assert q.shape == k.shape == v.shape == (128, 128)
+    assert v.data_ptr() == weight[256:].data_ptr() and len(pieces) > len(optimizer.pieces)
+
+
+def muon_by_hand(weight, gradients, lr, decay):
+    """Muon's update in float64: momentum 0.95 with a look ahead, then five steps of the iteration
+    that sends singular values to about one.
+    """
+    momentum = torch.zeros_like(weight)
+    for gradient in gradients:
+        momentum = 0.95 * momentum + 0.05 * gradient
+        x = 0.95 * momentum + 0.05 * gradient
+        x = x / x.norm()
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+        weight = weight * (1 - lr * decay) - lr * 0.2 * max(weight.shape) ** 0.5 * x
+    return weight
+
+
+def test_muon_steps_against_its_update_by_hand():
+    """Each matrix of a fused one alone; what is not hidden takes AdamW's step."""
+    torch.manual_seed(0)
+    layer = Layer(16, 2, 24, 8)
+    optimizer = make_optimizer(layer, TrainingSettings(optimizer="muon", lr=0.02))
+    names = {"qkv": 3, "out": 1, "gate_up": 2, "down": 1}
+    before = {name: getattr(layer, name).weight.detach().double() for name in names}
+    gradients = {name: [] for name in names}
+    for _ in range(3):
+        for p in layer.parameters():
+            p.grad = torch.randn_like(p)
+        for name in names:
+            gradients[name].append(getattr(layer, name).weight.grad.double())
+        optimizer.step()
+        optimizer.zero_grad()
+        assert all(p.grad is None for p in layer.parameters())
+    for name, count in names.items():
+        chunks = zip(before[name].chunk(count), zip(*(g.chunk(count) for g in gradients[name])))
+        expected = torch.cat([muon_by_hand(w, g, 0.02, 0.1) for w, g in chunks])
+        moved = (expected - before[name]).norm()
+        got = getattr(layer, name).weight.detach().double()
+        assert (got - expected).norm() < 0.03 * moved, name  # its products are bfloat16
+    assert layer.ffn_norm.weight.detach().sub(1).abs().max() == pytest.approx(0.03, abs=0.035)
+
+
+def test_the_paper_trains_with_adamw_and_small_models_with_muon(text_file, tmp_path, monkeypatch):
+    for name, preset in PRESETS.items():
+        assert preset.training.optimizer == ("adamw" if name.startswith("blt") else "muon")
+        assert defaults(name, "ours", "adamw")["optimizer"] == "adamw"
+    assert defaults("tiny", "ours", None)["lr"] == PRESETS["tiny"].training.lr
+    assert defaults("tiny", "ours", "adamw")["lr"] == 2e-3
+    # Where bfloat16 is slow Muon would be too, unless it is asked for.
+    monkeypatch.setattr("support.runs.bfloat16_gain", lambda device: 0.01)
+    for given, used in (([], "adamw"), (["--optimizer", "muon"], "muon")):
+        out = tmp_path / "x.pt"
+        train.main(options(text_file, out, "--block-size", "0", *given))
+        assert checkpoint.load(out)["asked"]["optimizer"] == used
 
 
 def test_shapes_and_patches_follow_their_flags(text_file, tmp_path):
