@@ -17,7 +17,6 @@ from evaluation.execute import run_program
 from evaluation.items import as_bytes
 from evaluation.miniature import TASKS, test_items
 from evaluation.report import mean, package, report, taken
-from generate import Generation
 from sample import sampling_of
 from speculate import check_mode, run_mode
 from support.terminal import BadInput
@@ -51,12 +50,10 @@ class Runner:
 
 
 def answer_all(runners, questions):
-    """For each Runner a list of (text, Generation), in the order of the Questions."""
-    made = [[] for _ in runners]
-    for question in tqdm(questions, desc="answers", leave=False):
-        for runner, answers in zip(runners, made):
-            answers.append(runner.answer(question))
-    return made
+    """For each Runner its (text, Generation), in the order of the Questions."""
+    asked = tqdm(questions, desc="answers", leave=False)
+    turns = [[runner.answer(question) for runner in runners] for question in asked]
+    return list(zip(*turns))
 
 
 # ---- scores
@@ -68,30 +65,26 @@ def translation_score(texts, questions):
     Those of BLEU and chrF are by bootstrap; sacrebleu's own fails where a resample scores zero.
     """
     sacrebleu = package("sacrebleu", "scoring translations")
-    texts = [text.strip() for text in texts]
-    targets = [question.solution.strip() for question in questions]
-    score = mean("exact", [100 * (text == target) for text, target in zip(texts, targets)])
-    generator, n = torch.Generator().manual_seed(0), len(targets)
+    pairs = [(text.strip(), asked.solution.strip()) for text, asked in zip(texts, questions)]
+    score = mean("exact", [100 * (text == target) for text, target in pairs])
+    generator, n = torch.Generator().manual_seed(0), len(pairs)
     resampled = torch.randint(n, (RESAMPLES, n), generator=generator).tolist()
     for name, metric in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
 
         def score_of(chosen):
-            answers, right = [texts[i] for i in chosen], [targets[i] for i in chosen]
+            answers, right = zip(*(pairs[i] for i in chosen))
             return float(metric.corpus_score(answers, [right]).score)
 
-        score[name], score[f"{name}_se"] = score_of(range(n)), None
-        if n > 1:
-            score[f"{name}_se"] = statistics.stdev(map(score_of, resampled))
+        score[name] = score_of(range(n))
+        score[f"{name}_se"] = statistics.stdev(map(score_of, resampled)) if n > 1 else None
     return score
 
 
 def code_score(texts, questions):
     """pass@1 in percent: each program runs once, with its tests, in a process of its own."""
-    passed = []
-    for text, question in zip(texts, tqdm(questions, desc="running", leave=False)):
-        program = question.prompt + text + question.tests
-        passed.append(100 * (run_program(program) == "passed"))
-    return mean("pass@1", passed)
+    programs = [asked.prompt + text + asked.tests for text, asked in zip(texts, questions)]
+    verdicts = map(run_program, tqdm(programs, desc="running", leave=False))
+    return mean("pass@1", [100 * (verdict == "passed") for verdict in verdicts])
 
 
 # ---- the tasks; what their docstrings say is their help
@@ -116,9 +109,8 @@ def evaluate_code(model, patcher, options):
     or virtual machine.
     """
     if not options.allow_code_execution:
-        warning = "read the warning in `python -m evaluation code --help`"
-        consent = "then say --allow-code-execution"
-        raise BadInput(f"this runs programs that a model wrote: {warning}, {consent}")
+        advice = "read the warning in `python -m evaluation code --help`, then say"
+        raise BadInput(f"this runs programs that a model wrote: {advice} --allow-code-execution")
     score_answers(model, patcher, options, code_score)
 
 
@@ -132,5 +124,4 @@ def score_answers(model, patcher, options, score):
         questions = taken(read_items(name, options.items), options.limit)
     (answers,) = answer_all([Runner(mode, model, patcher, mode, options)], questions)
     texts, made = zip(*answers)
-    cost, count = Generation.total(made).cost(), len(questions)
-    report(score(texts, questions), cost, options, set=name, mode=mode, items=count)
+    report(score(texts, questions), made, options, set=name, mode=mode, items=len(questions))

@@ -13,7 +13,7 @@ import zlib
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from evaluation.items import Choice, Question, as_bytes, behind, translation
+from evaluation.items import Choice, Question, as_bytes, as_example, behind, translation
 from support.terminal import BadInput
 
 # What ends the body of a function: the next line that is not indented.
@@ -68,7 +68,7 @@ def read_piqa(folder):
     items, labels = objects_of(folder / "piqa_valid.jsonl"), folder / "piqa_valid-labels.lst"
     for item, label in zip(items, lines_of(labels), strict=True):
         choices = [" " + item["sol1"], " " + item["sol2"]]
-        yield Choice(f"Question: {item['goal']}\nAnswer:", choices, int(label))
+        yield Choice(f"Question: {item['goal']}\nAnswer:", choices, (0, 1).index(int(label)))
 
 
 def read_hellaswag(folder):
@@ -76,7 +76,7 @@ def read_hellaswag(folder):
     lines = lines_of(folder / "hellaswag_val_full.txt.bz2", bz2.open)
     while six := list(islice(lines, 6)):
         scene, label, *endings = six
-        gold = range(len(endings))[int(label)]
+        gold = range(len(endings)).index(int(label))
         yield Choice(scene, [" " + ending for ending in endings], gold)
 
 
@@ -89,7 +89,7 @@ def read_mmlu(folder):
     if not paths:
         raise BadInput(f"no items in {folder}/mmlu/test: --items names the folder that holds mmlu/")
     for turn in zip_longest(*map(mmlu_subject, paths)):
-        yield from (item for item in turn if item is not None)
+        yield from filter(None, turn)
 
 
 def mmlu_subject(path, shots=5):
@@ -131,8 +131,8 @@ def read_ntrex(folder, shots=4):
 
 def aligned(language, source, target):
     """Translations of two files with a sentence a line."""
-    for pair in zip(lines_of(source), lines_of(target), strict=True):
-        yield translation(language, *pair)
+    pairs = zip(lines_of(source), lines_of(target), strict=True)
+    return (translation(language, *pair) for pair in pairs)
 
 
 # ---- code
@@ -174,8 +174,6 @@ CHOICES = {
 TRANSLATIONS = {"flores-de-en": read_flores, "ntrex-fr-en": read_ntrex}
 PROGRAMS = {"humaneval": read_humaneval, "mbpp": read_mbpp}
 READERS = {**CHOICES, **TRANSLATIONS, **PROGRAMS}
-# The most new bytes of an answer, as in the paper
-BUDGETS = {"flores-de-en": 512, "ntrex-fr-en": 512, "humaneval": 512, "mbpp": 256}
 
 
 def read_items(name, folder):
@@ -187,19 +185,9 @@ def read_items(name, folder):
         raise BadInput(f"--set {name} needs --items DIR, the folder that holds its files")
     try:
         for item in READERS[name](Path(folder)):
-            check_item(item)
+            texts = (item.query, *item.choices) if isinstance(item, Choice) else [as_example(item)]
+            as_bytes("".join(texts))  # raises ValueError or TypeError for what is no text
             yield item
     except (KeyError, IndexError, ValueError, TypeError, csv.Error) as problem:
         form = f"have another form than expected ({type(problem).__name__}: {problem})"
         raise BadInput(f"the items of {name} in {folder} {form}") from None
-
-
-def check_item(item):
-    """Raises ValueError for an item that can't be asked."""
-    if isinstance(item, Choice):
-        texts = (item.query, *item.choices)
-        if not 0 <= item.gold < len(item.choices):
-            raise ValueError(f"answer {item.gold} of {len(item.choices)} choices")
-    else:
-        texts = (item.prompt, item.solution, item.tests)
-    as_bytes("".join(texts))

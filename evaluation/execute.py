@@ -9,7 +9,6 @@ virtual machine that has nothing to lose.
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
 from support.terminal import BadInput
 
-SECONDS, MEGABYTES, FILE_MEGABYTES = 5.0, 1024, 4
+LIMITS = {"AS": 1 << 30, "FSIZE": 4 << 20, "NPROC": 0, "CORE": 0}  # of memory and files in bytes
 
 # Runs in the child. Limits first, then a hook that Python calls before it opens files, starts
 # processes or connects. Only a program that reaches its end makes the child write the token that
@@ -28,8 +27,6 @@ token, source, out = sys.stdin.readline(), sys.stdin.read(), os.dup(1)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 os.set_inheritable(out, False)
 import resource
-LIMITS = {"CPU": SECONDS + 1, "AS": MEGABYTES << 20, "FSIZE": FILE_MEGABYTES << 20}
-LIMITS |= {"NPROC": 0, "CORE": 0}
 for name, value in LIMITS.items():
     try:
         resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
@@ -44,9 +41,8 @@ FORBIDDEN = tuple(
 CHANGES = "os.remove os.rename os.rmdir os.mkdir os.link os.symlink os.truncate os.chdir".split()
 
 def outside(path, real=os.path.realpath, decode=os.fsdecode):
-    if not isinstance(path, (str, bytes)):
-        return False
-    return not (real(decode(path)) + "/").startswith(folder + "/")
+    known = isinstance(path, (str, bytes))
+    return known and not (real(decode(path)) + "/").startswith(folder + "/")
 
 def hook(event, arguments):
     if event.startswith(FORBIDDEN):
@@ -66,28 +62,25 @@ os.write(out, token.encode())
 """
 
 
-def run_program(source, seconds=SECONDS, megabytes=MEGABYTES):
+def run_program(source, seconds=5.0):
     """Run Python source -> "passed" if it ran to its end, else "failed" or "timed out".
 
     The token is a secret of this run, so a program that merely exits early can't claim success.
     Raises BadInput where the system has no such limits (Windows).
     """
     if os.name != "posix":
-        raise BadInput(
-            "only POSIX systems (Linux, macOS, WSL) can limit the programs that they run"
-        )
-    token, folder = secrets.token_hex(16), tempfile.mkdtemp(prefix="program-")
-    limits = f"SECONDS, MEGABYTES = {int(seconds)}, {megabytes}\nFILE_MEGABYTES = {FILE_MEGABYTES}"
+        raise BadInput("only POSIX systems (Linux, macOS, WSL) can limit the programs they run")
+    token = secrets.token_hex(16)
+    limits = LIMITS | {"CPU": int(seconds) + 1}
     # -I keeps the folder and the user's packages out of its imports.
-    command = [sys.executable, "-I", "-c", limits + CHILD]
-    pipes = {"stdin": PIPE, "stdout": PIPE, "stderr": DEVNULL}
-    text = {"text": True, "encoding": "utf-8", "errors": "surrogatepass"}
-    # No variables of ours but a PATH; a session of its own, so that all that it may have started
-    # ends with it.
-    env = {"PATH": os.defpath, "PYTHONHASHSEED": "0", "TMPDIR": folder}
-    own = {"cwd": folder, "env": env, "start_new_session": True}
-    try:
-        child = Popen(command, **pipes, **text, **own)
+    command = [sys.executable, "-I", "-c", f"LIMITS = {limits}{CHILD}"]
+    pipes = dict(stdin=PIPE, stdout=PIPE, stderr=DEVNULL, encoding="utf-8", errors="surrogatepass")
+    with tempfile.TemporaryDirectory(prefix="program-", ignore_cleanup_errors=True) as folder:
+        # No variables of ours but a PATH; a session of its own, so that all that it may have
+        # started ends with it.
+        env = {"PATH": os.defpath, "PYTHONHASHSEED": "0", "TMPDIR": folder}
+        own = {"cwd": folder, "env": env, "start_new_session": True}
+        child = Popen(command, **pipes, **own)
         try:
             said, _ = child.communicate(f"{token}\n{source}", timeout=seconds)
             return "passed" if said == token + "\n" else "failed"
@@ -98,5 +91,3 @@ def run_program(source, seconds=SECONDS, megabytes=MEGABYTES):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.communicate()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -17,13 +17,14 @@ from generate import Generation
 from model import load_model
 from speculate import check_mode, size_of_blocks
 from support.machine import choose_device
-from support.terminal import BadInput, table
+from support.terminal import BadInput, table_of
 
-# JSON keys, those of passes counted a byte in the table, and what stands above its columns
-SCORES = ("fr-en_exact", "fr-en_bleu", "de-en_exact", "de-en_bleu", "code_pass@1")
-PASSES = ("decoder_nfes", "encoder_global_nfes", "entropy_nfes")
-HEADER = ["", "fr-en exact", "BLEU", "de-en exact", "BLEU", "code pass@1"]
-HEADER += ["dec/B", "enc+glob/B", "patcher/B", "MB/B", "saved", "bytes/s"]
+COLUMNS = """
+name s | fr-en_exact s fr-en exact | fr-en_bleu s BLEU | de-en_exact s de-en exact |
+de-en_bleu s BLEU | code_pass@1 s code pass@1 | decoder_nfes .3f dec/B |
+encoder_global_nfes .3f enc+glob/B | entropy_nfes .3f patcher/B | gb_per_kilobyte .2f MB/B |
+decrease .0% saved | bytes_per_second .0f bytes/s | ratio .2f x BLT
+"""
 
 
 def evaluate_miniature(options):
@@ -33,8 +34,8 @@ def evaluate_miniature(options):
     """
     if options.write:
         miniature.write(options.write)
-        print(read_corpus([options.write]).describe())
-        return print(f"train on it: python train.py --data {options.write}")
+        described = read_corpus([options.write]).describe()
+        return print(f"{described}\ntrain on it: python train.py --data {options.write}")
     runners = runners_of(options)
     # The first generation of a process is slow and would count against plain BLT.
     for runner in runners:
@@ -45,8 +46,8 @@ def evaluate_miniature(options):
     else:
         print_miniature(rows, options)
     if options.plot:
-        panels = {"MB a byte by Eq. 8": "gb_per_kilobyte", "bytes/s": "bytes_per_second"}
-        panels = {label: marks_of(rows, key) for label, key in panels.items()}
+        panels = {"MB a byte by Eq. 8": marks_of(rows, "gb_per_kilobyte")}
+        panels["bytes/s"] = marks_of(rows, "bytes_per_second")
         draw(options.plot, "The paper's Figure 7 in small", "right answers, %", panels)
     return None
 
@@ -64,8 +65,8 @@ def runners_of(options):
             check_mode("bltd", model, options)
             K = size_of_blocks(model, options)
             modes = {"bltd": f"BLT-D-{K}", "bltdv": f"BLT-DV-{K}"}
-        model, patcher = model.to(device), patcher.to(device)
-        runners += [Runner(modes[mode], model, patcher, mode, options) for mode in modes]
+        for mode, name in modes.items():
+            runners.append(Runner(name, model.to(device), patcher.to(device), mode, options))
     names = [runner.name for runner in runners]
     if len(set(names)) < len(names) or "BLT" not in names:
         advice = "give one plain BLT (K = 0) and one model for each block size"
@@ -75,10 +76,10 @@ def runners_of(options):
 
 def measure(runners, options):
     """Let every Runner answer the items of all tasks -> a row for each."""
-    rows, made = [{"task": "miniature"} for _ in runners], [[] for _ in runners]
-    for row, runner in zip(rows, runners):
-        K = runner.model.config.block_size
-        row |= {"name": runner.name, "mode": runner.mode, "block_size": K}
+    rows, made = [], [[] for _ in runners]
+    for runner in runners:
+        known = {"name": runner.name, "mode": runner.mode}
+        rows.append({"task": "miniature", **known, "block_size": runner.model.config.block_size})
     for task in miniature.TASKS:
         questions = miniature.test_items(task, options.limit)
         score = code_score if task == "code" else translation_score
@@ -89,7 +90,7 @@ def measure(runners, options):
                 row |= {f"{task}_{name}": value for name, value in score(texts, questions).items()}
     for row, generations in zip(rows, made):
         row |= Generation.total(generations).cost()
-        add_summary(row, baseline=rows[0])
+        add_summary(row, rows[0])
     return rows
 
 
@@ -102,9 +103,7 @@ def add_summary(row, baseline):
     right = [key for key in row if key.endswith(("_exact", "_pass@1"))]
     errors = [row[key + "_se"] for key in right]
     row["score"] = statistics.mean(row[key] for key in right)
-    row["score_se"] = None
-    if None not in errors:
-        row["score_se"] = math.hypot(*errors) / len(errors)
+    row["score_se"] = None if None in errors else math.hypot(*errors) / len(errors)
     row["decrease"] = 1 - row["gb_per_kilobyte"] / baseline["gb_per_kilobyte"]
     row["ratio"] = row["bytes_per_second"] / baseline["bytes_per_second"]
 
@@ -119,21 +118,15 @@ def marks_of(rows, key):
 
 
 def print_miniature(rows, options):
-    """The rows as a table; gigabytes a kilobyte are megabytes a byte."""
-    cells = []
+    """The rows as a table, passes a byte; gigabytes a kilobyte are megabytes a byte."""
+    shown = []
     for row in rows:
-        run = [key for key in SCORES if key in row]
-        scores = [with_error(row, key, ".1f", ".1f") for key in run]
-        # Only the last of the tasks may have been left out.
-        scores += ["not run"] * (len(SCORES) - len(run))
-        passes = [f"{row[key] / max(1, row['new_bytes']):.3f}" for key in PASSES]
-        cost = [f"{row['gb_per_kilobyte']:.2f}", f"{row['decrease']:.0%}"]
-        speed = [f"{row['bytes_per_second']:.0f}", f"{row['ratio']:.2f}"]
-        cells.append([row["name"], *scores, *passes, *cost, *speed])
-    print(table([*HEADER, f"x {rows[0]['name']}"], cells))
+        scores = {key: with_error(row, key, ".1f", ".1f") for key in row if f"{key}_se" in row}
+        passes = {key: row[key] / max(1, row["new_bytes"]) for key in row if key.endswith("nfes")}
+        shown.append({"code_pass@1": "not run", **row, **scores, **passes})
+    print(table_of(shown, COLUMNS))
     said = "scores in percent"
-    # A single item has no standard error.
-    if options.limit > 1:
+    if options.limit > 1:  # a single item has no standard error
         said += " with their standard error"
     if not options.allow_code_execution:
         said += "; programs run only with --allow-code-execution"

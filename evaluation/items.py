@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from data import name_bytes
+
+as_bytes = name_bytes  # text is made of bytes as file names are: those that are no UTF-8 too
+
 
 @dataclass
 class Choice:
@@ -45,21 +49,7 @@ def behind(examples, questions):
     return (replace(question, context=context) for question in questions)
 
 
-def as_bytes(text):
-    """Text as the bytes it was made from, those that are no UTF-8 too."""
-    return text.encode("utf-8", "surrogateescape")
-
-
-def as_text(data):
-    """Any bytes as text that `as_bytes` makes the same bytes of."""
-    return data.decode("utf-8", "surrogateescape")
-
-
 def picker(seed):
     """-> a function pick(n) that draws a number from 0..n-1, the same ones for the same seed."""
     generator = torch.Generator().manual_seed(seed)
-
-    def pick(n):
-        return int(torch.randint(n, (), generator=generator))
-
-    return pick
+    return lambda n: int(torch.randint(n, (), generator=generator))

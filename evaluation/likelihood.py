@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from data import BOS, corpus_of, document_ids, encode
 from evaluation.benchmarks import read_items
-from evaluation.items import Choice, as_bytes, as_text, picker
+from evaluation.items import Choice, as_bytes, picker
 from evaluation.report import mean, print_rows, report, taken
-from generate import Generation, bits_per_byte, parameter_sizes
+from generate import bits_per_byte, finish
 from stream import Stream
 from support import checkpoint
 from support.quality import masked_accuracy
@@ -55,8 +55,7 @@ def evaluate_bpb(model, patcher, options):
     xz = 8 * len(lzma.compress(b"".join(texts), preset=6)) / size
     seconds = time.perf_counter() - began
     score = {"bits_per_byte": bits, "xz_bits_per_byte": xz}
-    K = model.config.block_size
-    if K:
+    if K := model.config.block_size:
         # The starts of a few documents are enough for these.
         starts = [document[:4000] for document in documents[:20]]
         accuracy, nats = masked_accuracy(model, patcher, starts, K)
@@ -69,9 +68,11 @@ def evaluate_bpb(model, patcher, options):
         header = ["position in a wholly masked block", *range(1, K + 1)]
         shares = ["right", *(f"{share:.0%}" for share in accuracy)]
         print(table(header, [["bits per byte", *(f"{b:.2f}" for b in masked_bits)], shares]) + "\n")
-    print(f"{name}: {bits:.3f} bits per byte on {size:,} bytes in {len(texts)} documents,", end=" ")
-    print(f"{seconds:.1f} s, {size / seconds:.0f} bytes/s;", end=" ")
-    return print(f"xz -6 of the same bytes, packed as one: {xz:.3f}")
+    return print(
+        f"{name}: {bits:.3f} bits per byte on {size:,} bytes in {len(texts)} documents, "
+        f"{seconds:.1f} s, {size / seconds:.0f} bytes/s; "
+        f"xz -6 of the same bytes, packed as one: {xz:.3f}"
+    )
 
 
 # ---- multiple choice
@@ -87,26 +88,23 @@ def evaluate_likelihood(model, patcher, options):
     else:
         items = read_items(options.set, options.items)
     right, right_by_byte, made = [], [], []
-    sizes = parameter_sizes(model, patcher)
     for item in tqdm(taken(items, options.limit), desc=options.set, leave=False):
-        began = time.perf_counter()
-        sums, counters = choice_log_likelihoods(model, patcher, item)
-        made.append(Generation([], counters, time.perf_counter() - began, sizes))
-        lengths = [max(1, len(as_bytes(choice))) for choice in item.choices]
-        by_byte = [total / length for total, length in zip(sums, lengths)]
+        sums, generation = choice_log_likelihoods(model, patcher, item)
+        made.append(generation)
+        by_byte = [x / max(1, len(as_bytes(choice))) for x, choice in zip(sums, item.choices)]
         right.append(sums.index(max(sums)) == item.gold)
         right_by_byte.append(by_byte.index(max(by_byte)) == item.gold)
     score = {**mean("accuracy", right), **mean("accuracy_per_byte", right_by_byte)}
-    cost = Generation.total(made).cost()
-    report(score, cost, options, set=options.set, items=len(right))
+    report(score, made, options, set=options.set, items=len(right))
 
 
 @torch.inference_mode()
 def choice_log_likelihoods(model, patcher, item):
-    """Log-likelihoods in nats of each choice after the query -> (list, Counters).
+    """Log-likelihoods in nats of each choice after the query -> (list, Generation of no bytes).
 
     The query is processed once; after each choice the stream rolls back to its end.
     """
+    began = time.perf_counter()
     choices = [encode(as_bytes(choice)) for choice in item.choices]
     stream = Stream(model, patcher, max_rollback=max(map(len, choices)) + 1)
     # (1, V)
@@ -118,7 +116,7 @@ def choice_log_likelihoods(model, patcher, item):
         nats = logits.double().log_softmax(-1)
         sums.append(sum(nats[i, id_].item() for i, id_ in enumerate(ids)))
         stream.rollback(end)
-    return sums, stream.counters
+    return sums, finish(stream, [], began)
 
 
 def cloze(texts, seed=0, context=200, length=32):
@@ -141,5 +139,6 @@ def cloze(texts, seed=0, context=200, length=32):
             pieces.append(other[place : place + length])
         gold = pick(4)
         pieces[0], pieces[gold] = pieces[gold], pieces[0]
-        query = as_text(text[start - context : start])
-        yield Choice(query, [as_text(piece) for piece in pieces], gold)
+        parts = (text[start - context : start], *pieces)
+        query, *choices = (part.decode("utf-8", "surrogateescape") for part in parts)
+        yield Choice(query, choices, gold)

@@ -9,10 +9,9 @@ num2words, which spells the numbers.
 """
 
 import functools
-import hashlib
-import os
 from pathlib import Path
 
+from data import name_chance
 from evaluation.items import Question, as_example, behind, picker, translation
 from evaluation.report import package
 from support.terminal import BadInput
@@ -44,14 +43,12 @@ green verts vertes grüne, heavy lourds lourdes schwere, expensive chers chères
 broken cassés cassées kaputte
 """) + 3 * [["", "", "", ""]]
 # Sentences around a phrase
-FRAMES = [
-    dict(en="{}", fr="{}", de="{}"),
-    dict(en="I see {}", fr="je vois {}", de="ich sehe {}"),
-    dict(en="we have {}", fr="nous avons {}", de="wir haben {}"),
-    dict(en="there are {}", fr="il y a {}", de="es gibt {}"),
-    dict(en="she buys {}", fr="elle achète {}", de="sie kauft {}"),
-    dict(en="he sells {}", fr="il vend {}", de="er verkauft {}"),
-]
+SENTENCES = """
+{}/{}/{}, I see {}/je vois {}/ich sehe {}, we have {}/nous avons {}/wir haben {},
+there are {}/il y a {}/es gibt {}, she buys {}/elle achète {}/sie kauft {},
+he sells {}/il vend {}/er verkauft {}
+"""
+FRAMES = [dict(zip(("en", "fr", "de"), frame)) for frame in entries(SENTENCES, ",", "/")]
 
 # What functions are tried on: enough to tell the constants 2 to 99 from each other, but where no x
 # lies between a and b < a.
@@ -80,8 +77,7 @@ FUNCTIONS += [(*pair, LISTS) for pair in entries(ON_LISTS, ";", ": ")]
 
 def is_held_out(key):
     """Whether a number or a description belongs to the test part, by its hash."""
-    digest = hashlib.sha256(str(key).encode()).digest()
-    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+    return name_chance(str(key)) < HELD_OUT_SHARE
 
 
 @functools.cache
@@ -93,30 +89,25 @@ def spell(number, language):
 # ---- drawing items; pick(n) draws a number from 0..n-1
 
 
-def draw_pair(pick, code, held_out):
-    """A phrase with a number in it, from the language "fr" or "de" to English."""
+def draw_pair(pick, task, held_out):
+    """A phrase with a number in it, from French ("fr-en") or German to English."""
     while True:
         number = 2 + pick(10 ** (1 + pick(3)) - 2)
         if (number >= 100 and is_held_out(number)) == held_out:
             break
-    frame = FRAMES[pick(len(FRAMES))]
+    code, frame = task[:2], FRAMES[pick(len(FRAMES))]
     there, english = spell(number, code), spell(number, "en")
     # "vingt et un" would have to agree with its noun, so numbers that end in 1 stand alone.
     if pick(3) == 0 or number % 10 == 1:
         return translation(LANGUAGES[code], there, english)
     english_noun, french_noun, gender, german_noun = NOUNS[pick(len(NOUNS))]
     adjective, masculine, feminine, german_adjective = ADJECTIVES[pick(len(ADJECTIVES))]
-    if code == "de":
-        there = join(there, german_adjective, german_noun)
-    else:
-        there = join(there, french_noun, feminine if gender == "f" else masculine)
-    english = frame["en"].format(join(english, adjective, english_noun))
-    return translation(LANGUAGES[code], frame[code].format(there), english)
-
-
-def join(*words):
-    """Words with a space between them; empty ones are left out."""
-    return " ".join(filter(None, words))
+    french = (french_noun, feminine if gender == "f" else masculine)
+    words = {"fr": french, "de": (german_adjective, german_noun), "en": (adjective, english_noun)}
+    # A noun may stand without an adjective.
+    there = frame[code].format(" ".join(filter(None, (there, *words[code]))))
+    english = frame["en"].format(" ".join(filter(None, (english, *words["en"]))))
+    return translation(LANGUAGES[code], there, english)
 
 
 def draw_program(pick, held_out):
@@ -139,19 +130,14 @@ def draw_program(pick, held_out):
 
 def draw_items(task, count, held_out, seed):
     """`count` Questions of a task. Those of tests differ from each other, others may repeat."""
-    pick, items, tries = picker(len(TASKS) * seed + TASKS.index(task)), {}, 0
-    while len(items) < count:
-        if task == "code":
-            item = draw_program(pick, held_out)
-        else:
-            item = draw_pair(pick, task[:2], held_out)
-        tries += 1
-        if tries > 100 * count + 1000:
-            missing = f"there are no {count} different test items of {task}"
-            raise BadInput(f"{missing}: give a smaller --limit")
+    pick, items = picker(len(TASKS) * seed + TASKS.index(task)), {}
+    for _ in range(100 * count + 1000):
+        item = draw_program(pick, held_out) if task == "code" else draw_pair(pick, task, held_out)
         # A second copy of a test item is dropped, training items get a key of their own.
         items.setdefault(str(item) if held_out else len(items), item)
-    return list(items.values())
+        if len(items) == count:
+            return list(items.values())
+    raise BadInput(f"there are no {count} different test items of {task}: give a smaller --limit")
 
 
 def test_items(task, count, shots=4):
@@ -182,7 +168,7 @@ def write(folder):
     """
     folder = Path(folder)
     try:
-        if folder.exists() and os.listdir(folder):
+        if folder.exists() and any(folder.iterdir()):
             raise BadInput(f"{folder} is not empty: name a new folder to write to")
         # All are made before the first is written: a missing package leaves no folder behind.
         for name, data in training_documents():

@@ -20,8 +20,7 @@ METHODS = {"blt": "BLT", "blts": "BLT-S", "bltd": "BLT-D", "bltdv": "BLT-DV", "l
 MARKERS = {"": "o", "α = 0.3": "v", "α = 0.5": "^", "α = 0.7": ">", "γ = 0.5": "d", "γ = 0.8": "s"}
 MARKERS |= {"γ = 1.0": "D", "γ = 1.2": "P", "γ = 1.5": "p", "γ = 2.0": "h", "one-step": "X"}
 SIZES = {"4": 6.5, "8": 8.5, "16": 10.5}
-DIGITS = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
-TICKS = [digit * 10.0**power for power in range(-3, 5) for digit in DIGITS]
+TICKS = [n * 10.0**power for power in range(-3, 5) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
 
 
 class Mark(NamedTuple):
@@ -63,18 +62,17 @@ def pyplot():
 
 def draw(path, title, ylabel, panels, ticks=TICKS):
     """Scatter plots below each other. panels: x label -> Marks. ticks: of x, where in sight."""
-    plt, count = pyplot(), len(panels)
-    size = (8, 1 + 4.2 * count)
-    figure, axes = plt.subplots(count, figsize=size, squeeze=False, layout="constrained")
+    plt, n = pyplot(), len(panels)
+    figure, axes = plt.subplots(n, figsize=(8, 1 + 4.2 * n), squeeze=False, layout="constrained")
     for axis, (xlabel, marks) in zip(axes[:, 0], panels.items()):
         for mark in marks:
             draw_mark(axis, mark)
-        axis.set_xscale("log")  # equal distances are equal savings
+        # On a log scale equal distances are equal savings.
+        axis.set(xscale="log", xlabel=f"{xlabel}, log scale", ylabel=ylabel)
         axis.xaxis.set_major_locator(plt.FixedLocator(ticks))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.margins(0.1, 0.15)
-        axis.set(xlabel=f"{xlabel}, log scale", ylabel=ylabel)
         axis.grid(alpha=0.25)
     figure.suptitle(title, fontsize=11)
     shown = legend_of([mark for marks in panels.values() for mark in marks])
@@ -98,21 +96,18 @@ def draw_mark(axis, mark):
 
 def legend_of(marks):
     """Handles that explain the colours, the shapes and the hollow marks that occur."""
-    from matplotlib.lines import Line2D
-
     methods, rules = {mark.method for mark in marks}, {mark.rule for mark in marks} - {""}
     styles = [{"color": COLOURS[name], "label": name} for name in COLOURS if name in methods]
     gray = {"color": "gray"}
     styles += [gray | {"label": r, "marker": MARKERS[r]} for r in MARKERS if r in rules]
     if any(mark.hollow for mark in marks):
         styles.append(gray | {"label": "one call a round", "markerfacecolor": "white"})
-    return [Line2D([], [], linestyle="", **({"marker": "o"} | style)) for style in styles]
+    line = pyplot().Line2D
+    return [line([], [], linestyle="", **({"marker": "o"} | style)) for style in styles]
 
 
 def name_groups(axis, marks):
     """Join the marks that share a name by a thin line, and write it where there is room."""
-    from adjustText import adjust_text
-
     texts, groups = [], {}
     for mark in sorted(marks):
         groups.setdefault((mark.name, mark.hollow), []).append(mark)
@@ -128,5 +123,5 @@ def name_groups(axis, marks):
     forces = {"force_text": (0.05, 0.4), "force_static": (0.05, 0.3), "expand": (1.1, 1.4)}
     # A limit in seconds, the default, would draw another picture on another machine.
     forces |= {"iter_lim": 500, "arrowprops": {"arrowstyle": "-", "lw": 0.4}}
-    adjust_text(texts, objects=disks, ax=axis, **forces)
+    package("adjustText", "a picture").adjust_text(texts, objects=disks, ax=axis, **forces)
     disks.remove()

@@ -6,7 +6,11 @@ import math
 import statistics
 from itertools import islice
 
+from generate import Generation
 from support.terminal import BadInput
+
+PRICE = "{seconds:.1f} s, NFEs: decoder {decoder_nfes:,}, encoder/global {encoder_global_nfes:,}, "
+PRICE += "patcher {entropy_nfes:,}; {bandwidth_gb:.3g} GB by Eq. 8"
 
 
 def package(name, what):
@@ -30,9 +34,8 @@ def mean(name, values):
 
     The error is None for a single value, which says nothing about it.
     """
-    error = None
-    if len(values) > 1:
-        error = statistics.stdev(values) / math.sqrt(len(values))
+    n = len(values)
+    error = statistics.stdev(values) / math.sqrt(n) if n > 1 else None
     return {name: statistics.mean(values), f"{name}_se": error}
 
 
@@ -48,21 +51,18 @@ def print_rows(rows):
         print(json.dumps(row), flush=True)
 
 
-def report(score, cost, options, **known):
+def report(score, made, options, **known):
     """Print score and cost in one line, or with --json as one object.
 
-    score: what `mean` makes, of one or several names. cost: Generation.cost(). known: what else
-    there is to say of the run, the number of items last.
+    score: what `mean` makes, of one or several names. made: Generations. known: what else there
+    is to say of the run, the number of items last.
     """
+    cost = Generation.total(made).cost()
     if options.json:
         return print_rows([{"task": options.task, **known, **score, **cost}])
-    c = cost
     scores = [f"{name} {with_error(score, name)}" for name in score if not name.endswith("_se")]
-    made = f"{c['new_bytes']:,} bytes at {c['bytes_per_second']:.0f} bytes/s"
-    if not c["new_bytes"]:
-        made = "no bytes made"
-    encoder, patcher = c["encoder_global_nfes"], c["entropy_nfes"]
-    passes = f"decoder {c['decoder_nfes']:,}, encoder/global {encoder:,}, patcher {patcher:,}"
+    new = "no bytes made"
+    if cost["new_bytes"]:
+        new = f"{cost['new_bytes']:,} bytes at {cost['bytes_per_second']:.0f} bytes/s"
     result = f"{', '.join(map(str, known.values()))} items: {', '.join(scores)}"
-    price = f"{made}, {c['seconds']:.1f} s, NFEs: {passes}; {c['bandwidth_gb']:.3g} GB by Eq. 8"
-    return print(f"{result}; {price}")
+    return print(f"{result}; {new}, {PRICE.format_map(cost)}")

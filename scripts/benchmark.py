@@ -7,34 +7,38 @@
 No test is timed; this is what is.
 """
 
-import json
+import functools
 import os
-import statistics
 import time
+from collections import Counter
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from bandwidth import pass_seconds
+from bandwidth import pass_rows, pass_seconds
 from data import BOS, OFFSET, VOCAB, Crops, default_corpus, encode
 from diffusion import Recipe
+from evaluation.plots import METHODS
+from evaluation.report import print_rows
+from generate import generate_uncached
 from model import BLT, PRESETS, load_model
 from patcher import Patcher, PatcherConfig
+from speculate import MODES
 from stream import Stream
 from support import checkpoint, machine
 from support.optim import make_optimizer
 from support.paper import read_paper, row_name
-from support.terminal import BadInput, Parser, number, run, table
+from support.terminal import BadInput, Parser, number, run, table_of
 from train import Task, model_loss, train_step
 
 PAPER_NAMES = {"blt-1b": "1B", "blt-3b": "3B"}  # what the paper's tables call these presets
-BLOCK_SIZES = (4, 8, 16)  # K and k of these tables
+PAPER_MODES = {name: mode for mode, name in METHODS.items()}
 
-# Decoder passes to time: plain bytes, blocks, blocks behind one byte or behind another block.
-DECODER_ROWS = sorted({1} | {rows for K in BLOCK_SIZES for rows in (K, K + 1, 2 * K)})
+# Decoder passes to time, of the tables' K and k: plain bytes, blocks, blocks behind one byte or
+# behind another block.
+DECODER_ROWS = sorted({1} | {rows for K in (4, 8, 16) for rows in (K, K + 1, 2 * K)})
 # Patches to time a pass for: 17 bytes of the paper's shortest mean patch (1.15 bytes) are 14.7.
 PATCHES = (1, 2, 4, 8, 16)
 
@@ -48,30 +52,27 @@ def text_ids(n):
     return [BOS] + encode((data * (n // len(data) + 1))[: n - 1])
 
 
+STREAM_COLUMNS = """
+context d context, bytes | cached .2f cached, ms/byte | anew .1f anew, ms/byte |
+faster .0f times faster | against .2f against 512
+"""
+
+
 @torch.inference_mode()
 def stream_against_prefix(model, patcher, contexts=(512, 2048, 8192), bytes_each=128):
-    """Seconds a byte of teacher-forced text -> rows of (context, from caches, all of it anew)."""
+    """Milliseconds a byte of teacher-forced text, from caches and all of it anew -> dicts."""
     ids, rows = text_ids(max(contexts) + bytes_each), []
     for context in (contexts[0], *contexts):  # the first time warms up
-        stream, cached, anew = Stream(model, patcher), [], []
+        stream = Stream(model, patcher)
         stream.prefill(ids[:context])
+        began = time.perf_counter()
         for i in range(context, context + bytes_each):
-            began = time.perf_counter()
             stream.extend(ids[i : i + 1])
-            cached.append(time.perf_counter() - began)
-        for i in range(context, context + 5):
-            prefix = torch.tensor(ids[: i + 1])
-            began = time.perf_counter()
-            model(prefix[None], patcher.closes(prefix)[None])
-            anew.append(time.perf_counter() - began)
-        rows.append((context, statistics.mean(cached), statistics.median(anew)))
-    return rows[1:]
-
-
-def resident_bytes():
-    """Memory of this process now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        cached = 1000 * (time.perf_counter() - began) / bytes_each
+        work = functools.partial(generate_uncached, model, patcher, ids[1 : context + 1], 1)
+        anew = 1000 * machine.median_seconds(work, 5)
+        rows.append({"context": context, "cached": cached, "anew": anew, "faster": anew / cached})
+    return [{**row, "against": row["cached"] / rows[1]["cached"]} for row in rows[1:]]
 
 
 @torch.inference_mode()
@@ -81,7 +82,9 @@ def memory_over(model, patcher, total):
     for i in tqdm(range(total), desc="memory", unit="B", leave=False):
         stream.extend(ids[i : i + 1])
         if i + 1 in (total // 10, total // 2, total):
-            seen.append((i + 1, resident_bytes() / 1e6))
+            with open("/proc/self/statm") as file:
+                pages = int(file.read().split()[1])
+            seen.append((i + 1, pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
     return seen
 
 
@@ -89,14 +92,7 @@ def benchmark_stream(options):
     """Print what caches save at growing contexts, and that a Stream's memory does not grow."""
     model, patcher = load_model(checkpoint.find(options.checkpoint))
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    rows = stream_against_prefix(model, patcher)
-    shortest = rows[0][1]
-    header = ["context, bytes", "cached, ms/byte", "anew, ms/byte", "times faster", "against 512"]
-    cells = []
-    for context, cached, anew in rows:
-        speeds = [f"{1000 * cached:.2f}", f"{1000 * anew:.1f}", f"{anew / cached:.0f}"]
-        cells.append([context, *speeds, f"{cached / shortest:.2f}"])
-    print(table(header, cells))
+    print(table_of(stream_against_prefix(model, patcher), STREAM_COLUMNS))
     if options.bytes and os.path.exists("/proc/self/statm"):
         seen = memory_over(model, patcher, options.bytes)
         print("\nresident memory: " + ", ".join(f"{mb:.1f} MB after {n:,} bytes" for n, mb in seen))
@@ -105,40 +101,29 @@ def benchmark_stream(options):
 # ---- train: steps with blocks, and without
 
 
-def random_task(preset, block_size, dtype):
-    """What train.py would train a preset on, with random bytes in patches of 4 -> (Task, Recipe).
-
-    A step is one forward pass over a batch, whatever the preset accumulates.
-    """
-    settings = replace(preset.training, accumulate=1)
-    count = settings.length * (settings.batch + 3)
-    closes = torch.rand(count) < 0.25
-    crops = Crops(torch.randint(OFFSET, VOCAB, (count,)), closes, settings.length, seed=0)
-    model = BLT(replace(preset.model, block_size=block_size)).init_weights()
-    recipe = Recipe(block_size=block_size, after=0.0)
-    return Task("model", model, crops, model_loss(recipe), settings, dtype), recipe
-
-
 def benchmark_train(options):
     """Print seconds of training steps, and how near their arithmetic comes to the machine's."""
     machine.keep_memory()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     preset, dtype = PRESETS[options.preset], machine.choose_dtype("auto", "cpu")
-    kinds = [random_task(preset, block_size, dtype) for block_size in (0, 8)]
-    optimizers = [make_optimizer(task.model, task.settings) for task, _ in kinds]
-    times = [[], []]
-    for step in tqdm(range(options.steps), desc="steps", leave=False):
-        for (task, _), optimizer, seconds in zip(kinds, optimizers, times):
-            began = time.perf_counter()
-            train_step(task, optimizer, step, done=0.5)
-            seconds.append(time.perf_counter() - began)
-    plain, *_ = medians = [statistics.median(seconds[2:]) for seconds in times]  # two warm up
+    s = replace(preset.training, accumulate=1)  # a step is one forward pass
+    # Random bytes in patches of 4
+    ids = torch.randint(OFFSET, VOCAB, (s.length * (s.batch + 3),))
+    crops = Crops(ids, torch.rand(len(ids)) < 0.25, s.length, seed=0)
+    flops, works = {}, {}
+    for K in (0, 8):
+        recipe = Recipe(block_size=K, after=0.0)
+        model = BLT(replace(preset.model, block_size=K)).init_weights()
+        task = Task("model", model, crops, model_loss(recipe), s, dtype)
+        flops[K] = model.flops_per_byte(4.0, recipe.cells(4.0))
+        works[K] = functools.partial(train_step, task, make_optimizer(model, s), 0, done=0.5)
+    medians, _ = machine.median_seconds_in_turn(works, options.steps)
     peak = machine.product_speed(dtype, "cpu")
-    for (task, recipe), seconds in zip(kinds, medians):
-        speed = task.settings.batch * task.settings.length / seconds
-        work = task.model.flops_per_byte(4.0, recipe.cells(4.0)) * speed
+    for K, seconds in medians.items():
+        speed = s.batch * s.length / seconds
+        work = flops[K] * speed
         print(
-            f"K = {recipe.block_size}: {seconds:.3f} s a step, {seconds / plain:.2f} times K = 0, "
+            f"K = {K}: {seconds:.3f} s a step, {seconds / medians[0]:.2f} times K = 0, "
             f"{speed:,.0f} bytes/s, {work / 1e9:.0f} GFLOP/s, {work / peak:.0%} of the "
             f"{peak / 1e9:.0f} measured for {dtype} matrix products"
         )
@@ -147,75 +132,54 @@ def benchmark_train(options):
 # ---- passes: a preset's shapes, and the paper's tables in seconds
 
 
-class Passes(NamedTuple):
-    """Forward passes of one shape that a generation runs."""
-
-    part: str  # "decoder" or "encoder+global"
-    width: float  # decoder rows of a pass, or patches that it closes on average
-    count: float
-
-
 def passes_of(row, mean_patch):
-    """What one row of the paper's tables ran -> list of Passes.
+    """What one row of the paper's tables ran -> Counter of passes by (part, width).
 
-    The tables tell how many passes a generation took, not how wide they were; the method does.
-    A stretch of n bytes closes n / mean_patch patches.
-
-        BLT     decoder: 1 row.  encoder and global: 1 patch.
-        BLT-S   drafting: 1 row.  verification: k + 1 rows, the drafted bytes and the one before.
-        BLT-D   a block's first pass: 2 K rows, as the K bytes of the block before it ride along
-                to be cached; its other passes: K rows.  encoder and global: a block's bytes.
-        BLT-DV  drafting: K + 1 rows first, the decided byte riding along, K in further steps.
-                verification: K + 1 rows.
+    part: "decoder" or "encoder+global". width: decoder rows of a pass, or the patches that it
+    closes on average. The tables tell how many passes a generation took, not how wide they were;
+    the method does (bandwidth.pass_rows). A stretch of n bytes closes n / mean_patch patches.
 
     A round of BLT-S and BLT-DV calls encoder and global twice: once for the open patch before it
     drafts, once for the bytes to verify. So it took half as many rounds as such calls.
     """
-    method, decoder, calls = row["method"], row["decoder_nfes"], row["encoder_global_nfes"]
-    if method == "BLT":
-        return [Passes("decoder", 1, decoder), Passes("encoder+global", 1, calls)]
-    if method == "BLT-D":
-        K = int(row["block_size"])
-        first, further = Passes("decoder", 2 * K, calls), Passes("decoder", K, decoder - calls)
-        return [first, further, Passes("encoder+global", K / mean_patch, calls)]
-    rounds = calls / 2
-    drafting = decoder - rounds
-    if method == "BLT-S":
-        verified = int(row["setting"].removeprefix("k=")) + 1
-        drafts = [Passes("decoder", 1, drafting)]
-    else:
-        K = int(row["block_size"])
-        verified = K + 1
-        drafts = [Passes("decoder", K + 1, rounds), Passes("decoder", K, drafting - rounds)]
-    before = Passes("encoder+global", 1, rounds)
-    closing = Passes("encoder+global", verified / mean_patch, rounds)
-    return [*drafts, before, Passes("decoder", verified, rounds), closing]
+    mode = PAPER_MODES[row["method"]]
+    decoder, calls = row["decoder_nfes"], row["encoder_global_nfes"]
+    if mode == "blt":
+        return Counter({("decoder", 1): decoder, ("encoder+global", 1): calls})
+    count = int(row["block_size"] or row["setting"].removeprefix("k="))
+    first, later, taken = pass_rows(mode, count)
+    rounds, passes = calls / MODES[mode].paper_calls, Counter()
+    passes["encoder+global", taken / mean_patch] += rounds
+    passes["decoder", first] += rounds
+    passes["decoder", later] += decoder - rounds
+    if MODES[mode].verified:
+        # One of the decoder passes of a round takes in what was drafted and the byte before.
+        passes["decoder", later] -= rounds
+        passes["decoder", taken] += rounds
+        passes["encoder+global", 1] += rounds
+    return passes
 
 
 def seconds_of(passes, times):
-    """Seconds that Passes take by the PassSeconds of single ones, between two widths on a line."""
+    """Seconds of passes by the PassSeconds of single ones, between two widths on a line."""
     measured = {"decoder": times.decoder, "encoder+global": times.encoder_global}
-    total = 0.0
-    for part, width, count in passes:
-        widths, seconds = zip(*sorted(measured[part].items()))
-        total += count * float(np.interp(width, widths, seconds))
-    return total
+    lines = {part: list(zip(*sorted(known.items()))) for part, known in measured.items()}
+    return sum(n * float(np.interp(width, *lines[part])) for (part, width), n in passes.items())
 
 
 def priced_paper(rows, times):
     """Wall-clock of each row of the paper's tables by single passes -> the rows, `seconds` added.
 
-    `saved` is the share of plain BLT's seconds. The patcher's passes are not among the paper's.
+    `saved` is percent of plain BLT's seconds. The patcher's passes are not among the paper's.
     """
-    plain = {row["task"]: row for row in rows if row["method"] == "BLT"}
-    priced = []
+    plain, priced = {}, []
     for row in rows:
-        blt = plain[row["task"]]
+        blt = plain.setdefault(row["task"], row)  # the first row of its task
         # plain BLT runs its decoder once a byte and its encoder once a patch
         mean_patch = blt["decoder_nfes"] / blt["encoder_global_nfes"]
         seconds = seconds_of(passes_of(row, mean_patch), times)
-        saved = 1 - seconds / seconds_of(passes_of(blt, mean_patch), times)
-        priced.append({**row, "seconds": seconds, "saved": saved})
+        saved = 100 * (1 - seconds / seconds_of(passes_of(blt, mean_patch), times))
+        priced.append({**row, "name": row_name(row), "seconds": seconds, "saved": saved})
     return priced
 
 
@@ -235,11 +199,15 @@ def random_model(name, device):
     model = model.to_empty(device=device).eval()
     with torch.no_grad():
         for p in tqdm(list(model.parameters()), desc="random weights", leave=False):
-            if p.ndim > 1:
-                p.normal_(std=0.02)
-            else:
-                p.fill_(1.0)
+            p.normal_(mean=float(p.ndim == 1), std=0.02)
     return model
+
+
+PASS_COLUMNS = "pass s pass | ms .1f ms | eq8 .1f Eq. 8 over memory speed, ms | ratio .2f ratio"
+PRICE_COLUMNS = """
+name s task, method | seconds .1f seconds | saved .1f saved % |
+decrease_percent .1f saved % of GB, published
+"""
 
 
 def timed_rows(name, times, sizes, speed):
@@ -255,25 +223,18 @@ def timed_rows(name, times, sizes, speed):
     return [dict(zip(keys, (name, *values))) for values in found]
 
 
-def print_passes(rows):
-    cells = []
+def print_passes(rows, paper):
+    """Both as tables; paper: the rows of `priced_paper`, if the preset is one of the paper's."""
     for row in rows:
-        ms, ideal = 1000 * row["seconds"], 1000 * row["seconds_by_eq8"]
-        cells.append([row["pass"], f"{ms:.1f}", f"{ideal:.1f}", f"{ms / ideal:.2f}"])
-    print(table(["pass", "ms", "Eq. 8 over memory speed, ms", "ratio"], cells))
-
-
-def print_paper(rows):
-    print(
-        "\nWall-clock that follows from these passes for the paper's own NFEs "
-        "(weights are random; its patcher is not counted):"
-    )
-    cells = []
-    for row in rows:
-        published = "" if row["decrease_percent"] is None else f"{row['decrease_percent']:.1f}"
-        saved = f"{100 * row['saved']:.1f}"
-        cells.append([row_name(row), f"{row['seconds']:.1f}", saved, published])
-    print(table(["task, method", "seconds", "saved %", "saved % of GB, published"], cells))
+        ms, eq8 = 1000 * row["seconds"], 1000 * row["seconds_by_eq8"]
+        row |= {"ms": ms, "eq8": eq8, "ratio": ms / eq8}
+    print(table_of(rows, PASS_COLUMNS))
+    if paper:
+        print(
+            "\nWall-clock that follows from these passes for the paper's own NFEs "
+            "(weights are random; its patcher is not counted):"
+        )
+        print(table_of(paper, PRICE_COLUMNS))
 
 
 def benchmark_passes(options):
@@ -287,19 +248,15 @@ def benchmark_passes(options):
     paper = [r for r in read_paper() if r["model_size"] == PAPER_NAMES.get(options.preset)]
     paper = priced_paper(paper, times)
     if options.json:
-        for row in rows:
-            print(json.dumps(row))
         for row in paper:
-            values = {"row": row_name(row), "paper_decrease_percent": row["decrease_percent"]}
-            print(json.dumps({"preset": options.preset, **values, "seconds": row["seconds"]}))
-        return
+            values = {"row": row["name"], "paper_decrease_percent": row["decrease_percent"]}
+            rows.append({"preset": options.preset, **values, "seconds": row["seconds"]})
+        return print_rows(rows)
     print(
         f"{options.preset}, random bfloat16 weights on {device}, {torch.get_num_threads()} "
         f"threads, memory read at {speed / 1e9:.1f} GB/s, spread at most {times.spread:.0%}\n"
     )
-    print_passes(rows)
-    if paper:
-        print_paper(paper)
+    return print_passes(rows, paper)
 
 
 # ---- command line

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from generate import gigabytes
-from support.terminal import table
+from support.terminal import table_of
 
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "paper")
 # Parameters of the decoder, and of encoder and global model, which run together
@@ -16,11 +16,10 @@ PAPER_SIZES = {"1B": (160e6, 19e6 + 1.28e9), "3B": (160e6, 26e6 + 2.82e9)}
 
 def read_paper():
     """The rows of the paper's Tables 3-10 -> list of dicts, numbers as floats."""
-    numbers = ("score", "acceptance_percent", "decoder_nfes", "encoder_global_nfes")
     with open(os.path.join(FOLDER, "tables.csv"), newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        for key in (*numbers, "bandwidth_gb", "decrease_percent"):
+        for key in list(row)[6:]:  # six columns of words, then numbers
             row[key] = float(row[key]) if row[key] else None
     return rows
 
@@ -34,17 +33,13 @@ def recompute(rows):
     """
     plain = {}
     for r in rows:
-        if r["method"] == "BLT":
-            sizes = PAPER_SIZES[r["model_size"]]
-            spent = gigabytes(r["decoder_nfes"], r["encoder_global_nfes"], *sizes)
-            plain[r["model_size"], r["task"]] = spent
-    for r in rows:
-        sizes, baseline = PAPER_SIZES[r["model_size"]], plain[r["model_size"], r["task"]]
+        sizes = PAPER_SIZES[r["model_size"]]
         r["gb"] = gigabytes(r["decoder_nfes"], r["encoder_global_nfes"], *sizes)
+        # Plain BLT is the first row of its task.
+        baseline = plain.setdefault((r["model_size"], r["task"]), r["gb"])
         r["decrease"] = 100 * (1 - r["gb"] / baseline)
         r["error"] = r["gb"] / r["bandwidth_gb"] - 1
-        rounding = gigabytes(0.5, 0.5, *sizes) + 0.005
-        r["explained"] = abs(r["gb"] - r["bandwidth_gb"]) <= rounding
+        r["explained"] = abs(r["gb"] - r["bandwidth_gb"]) <= gigabytes(0.5, 0.5, *sizes) + 0.005
         r["one_call_gb"] = r["one_call_decrease"] = None
         if r["method"] in ("BLT-S", "BLT-DV"):
             calls = r["encoder_global_nfes"] / 2 + 1
@@ -66,30 +61,24 @@ def row_name(r):
     return f"{r['model_size']} {r['task']} {r['method']} {r['block_size']} {r['setting']}"
 
 
+COLUMNS = """
+name s size task method K setting | decoder_nfes .0f dec | encoder_global_nfes .0f enc+glob |
+bandwidth_gb .2f GB published | gb .2f Eq. 8 | error .1f error % |
+decrease_percent .1f saved % published | decrease .1f Eq. 8 % |
+one_call_gb .2f one call: GB | one_call_decrease .1f saved %
+"""
+
+
 def print_paper(rows, bytes_per_token):
     """The tables recomputed, what does not follow from its NFEs, and a BPE model beside them."""
-
-    def cell(value, digits=1):
-        return "" if value is None else f"{value:.{digits}f}"
-
-    header = ["size task method K setting", "dec", "enc+glob", "GB published", "Eq. 8", "error %"]
-    header += ["saved % published", "Eq. 8 %", "one call: GB", "saved %"]
-    cells = []
-    for r in rows:
-        nfes = [cell(r["decoder_nfes"], 0), cell(r["encoder_global_nfes"], 0)]
-        costs = [cell(r["bandwidth_gb"], 2), cell(r["gb"], 2), cell(100 * r["error"])]
-        saved = [cell(r["decrease_percent"]), cell(r["decrease"])]
-        one_call = [cell(r["one_call_gb"], 2), cell(r["one_call_decrease"])]
-        cells.append([row_name(r), *nfes, *costs, *saved, *one_call])
-    print(table(header, cells))
+    rows = [{**r, "name": row_name(r), "error": 100 * r["error"]} for r in rows]
+    print(table_of(rows, COLUMNS))
     worst = max(rows, key=lambda r: abs(r["error"]))
-    error = abs(100 * worst["error"])
-    print(f"\n{len(rows)} rows, the largest error {error:.2f} % ({row_name(worst)})")
+    print(f"\n{len(rows)} rows, the largest error {abs(worst['error']):.2f} % ({worst['name']})")
     unexplained = [r for r in rows if not r["explained"]]
     print(f"{len(unexplained)} rows differ by more than half an NFE of each part explains:")
     for r in unexplained:
-        gb = f"{r['bandwidth_gb']:.2f} GB published, {r['gb']:.2f} by Eq. 8"
-        print(f"  {row_name(r)}: {gb}")
+        print(f"  {r['name']}: {r['bandwidth_gb']:.2f} GB published, {r['gb']:.2f} by Eq. 8")
     for size, parameters in PAPER_GLOBAL.items():
         decoder, rest = fit_sizes(rows, size)
         fitted = f"P_dec {decoder / 1e6:.0f} M, P_enc + P_glob {rest / 1e9:.3f} B"
@@ -97,7 +86,5 @@ def print_paper(rows, bytes_per_token):
         for task, length in (("fr-en, de-en, humaneval", 512), ("mbpp", 256)):
             passes = length / bytes_per_token
             gb = f"{gigabytes(0, passes, 0, parameters):.2f} GB for {passes:.0f} passes"
-            what = (
-                f"a BPE Transformer of the global model's size at {bytes_per_token} bytes a token"
-            )
-            print(f"{size}: {what}, {task}: {gb}")
+            what = f"of the global model's size at {bytes_per_token} bytes a token"
+            print(f"{size}: a BPE Transformer {what}, {task}: {gb}")

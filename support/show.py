@@ -1,13 +1,13 @@
 """What the root files print when they are run to show their idea: text, masks, drafts."""
 
 import codecs
-import sys
 from collections import Counter
+from itertools import accumulate, islice, pairwise
 
 import torch
 
 from data import decode
-from support.terminal import has_colour, paint, show_patches, table, visible
+from support.terminal import has_colour, paint, show_patches, table, table_of, visible
 
 
 def draw_rows(seen, kinds, names, groups):
@@ -17,18 +17,20 @@ def draw_rows(seen, kinds, names, groups):
     """
 
     def in_groups(marks):
-        parts, at = [], 0
-        for size in groups:
-            parts.append("".join(marks[at : at + size]))
-            at += size
-        return " ".join(parts)
+        marks = iter(marks)
+        return " ".join("".join(islice(marks, size)) for size in groups)
 
-    starts = {sum(groups[:i]) for i in range(1, len(groups))}
     print(" " * 10 + in_groups(names))
     for r, marks in enumerate(seen):
-        if r in starts:
+        if r in accumulate(groups):
             print()
-        print(f"{kinds[r]:<6} {names[r]:>2} {in_groups(['■' if mark else '·' for mark in marks])}")
+        print(f"{kinds[r]:<6} {names[r]:>2} {in_groups('■' if mark else '·' for mark in marks)}")
+
+
+def patches_of(data, closes):
+    """The patches of a text. closes: of BOS and every byte; where one closes, the next opens."""
+    cuts = [i for i in range(len(data)) if closes[i]] + [len(data)]
+    return [data[start:end] for start, end in pairwise(cuts)]
 
 
 def show_patching(data, closes, entropies, longest, what):
@@ -37,19 +39,15 @@ def show_patching(data, closes, entropies, longest, what):
     closes, entropies: of BOS and every byte; entropies None if there are none; what: the patcher
     in words.
     """
-    patches, rows = [b""], []
-    for i in range(len(data)):
-        if i and closes[i]:
-            patches.append(b"")
-        byte = data[i : i + 1]
-        patches[-1] += byte
+    patches, rows = patches_of(data, closes), []
+    for i, number in zip(range(len(data)), accumulate(map(int, closes))):
         before = f"{entropies[i]:.2f}" if entropies else ""
-        rows.append([len(patches), visible(byte), before, "opens" if closes[i] else ""])
+        rows.append([number, visible(data[i : i + 1]), before, "opens" if closes[i] else ""])
     print(show_patches(patches) + "\n")
     if len(rows) <= 400:
         print(table(["patch", "byte", "entropy before it", ""], rows) + "\n")
-    mean = len(data) / len(patches)
-    print(f"{what}: {len(data)} bytes in {len(patches)} patches, mean {mean:.2f}")
+    size, count = len(data), len(patches)
+    print(f"{what}: {size} bytes in {count} patches, mean {size / count:.2f}")
     lengths = Counter(map(len, patches))
     for length in range(1, longest + 1):
         bar = "█" * round(40 * lengths[length] / max(lengths.values()))
@@ -62,46 +60,42 @@ def show_blocks(data, closes, blocks, K, sees):
     closes: of BOS and every byte but the last; sees: the rule, layers.sees.
     """
     N = len(closes)
-    cuts = [i for i, closed in enumerate(closes) if closed] + [len(data)]
-    patches = [data[a:b] for a, b in zip(cuts, cuts[1:])]
-    print("patches   " + show_patches(patches))
+    print("patches   " + show_patches(patches_of(data, closes)))
     # ^ is BOS, · what lies past the end of the text
     letters = ["^"] + [visible(data[i : i + 1]) for i in range(len(data))] + ["·"] * K
     print(f"\nblocks of K = {K}, with the noise t of each and what it hides (░)")
-    starts = blocks.starts[0, ::K].tolist()
-    order = sorted(range(len(starts)), key=starts.__getitem__)
-    for b in order:
-        row = ""
-        for c in range(b * K, b * K + K):
-            hidden = blocks.masked[0, c]
-            row += paint("░", 36) if hidden else letters[blocks.positions[0, c]]
-        t = 1 / float(blocks.weight[0, b * K])
-        print(f"{' ' * (9 + starts[b])}{row}   start {starts[b]}, t {t:.2f}")
-    cells = [c for b in order[:4] for c in range(b * K, b * K + K)]
-    position = torch.cat([torch.arange(N), blocks.positions[0, cells]])
-    start = torch.cat([torch.full((N,), -1), blocks.starts[0, cells]])
+    # a row for each block
+    parts = (blocks.positions, blocks.masked, blocks.starts, blocks.weight)
+    positions, masked, starts, weight = (part[0].reshape(-1, K) for part in parts)
+    order = starts[:, 0].argsort(stable=True)
+    for b in order.tolist():
+        cells = zip(positions[b].tolist(), masked[b])
+        row = "".join(paint("░", 36) if hidden else letters[p] for p, hidden in cells)
+        start, t = int(starts[b, 0]), 1 / float(weight[b, 0])
+        print(f"{' ' * (9 + start)}{row}   start {start}, t {t:.2f}")
+    shown = order[:4]
+    position = torch.cat([torch.arange(N), positions[shown].flatten()])
+    start = torch.cat([torch.full((N,), -1), starts[shown].flatten()])
     seen = sees(position[:, None], start[:, None], position[None], start[None], 10**9).tolist()
     print(f"\nwho (row) sees whom (column): {N} clean rows, then those of blocks; ^ is BOS")
-    names, kinds = [letters[p] for p in position.tolist()], ["clean"] * N + ["block"] * len(cells)
-    draw_rows(seen, kinds, names, [N] + [K] * len(order[:4]))
+    kinds = ["clean"] * N + ["block"] * K * len(shown)
+    draw_rows(seen, kinds, [letters[p] for p in position.tolist()], [N] + [K] * len(shown))
 
 
 class Trace:
     """Prints unmasking steps and rounds as they happen; on a terminal a block's steps overwrite."""
 
-    def __init__(self):
-        self.rounds = self.steps = 0
+    rounds = steps = 0
 
     def step(self, ids, masked):
         """One unmasking step of a block: ░ is still masked."""
         self.steps += 1
-        done, cells = not any(masked), []
-        for id_, hidden in zip(ids, masked):
-            cells.append(paint("░", 36) if hidden else visible(decode([id_])) or "■")
-        end = "" if has_colour() and not done else "\n"
-        back = "\r" if has_colour() else ""
-        print(f"{back}  step {self.steps:2}  {''.join(cells)}", end=end, flush=True)
-        if done:
+        cells = [visible(decode([id_])) or "■" for id_ in ids]
+        shown = "".join(paint("░", 36) if m else cell for cell, m in zip(cells, masked))
+        begin = "\r" if has_colour() else ""
+        end = "" if begin and any(masked) else "\n"
+        print(f"{begin}  step {self.steps:2}  {shown}", end=end, flush=True)
+        if not any(masked):
             self.steps = 0
 
     def round(self, processed, drafted, accepted, following):
@@ -125,17 +119,16 @@ class Trace:
 def summary(mode, made, paper_calls):
     """The lines under a text: speed and cost, and how many bytes rounds accepted."""
     c = made.counters
-    parts = [f"{made.new_bytes} bytes", f"{made.bytes_per_second:.0f} bytes/s"]
-    if made.mean_patch:
-        parts.append(f"mean patch {made.mean_patch:.2f}")
-    if c.rounds:
-        parts.append(f"{c.rounds} rounds")
-    if c.drafted:
-        parts.append(f"{made.acceptance:.0%} of {c.drafted} drafted bytes accepted")
     by_paper = f" (the paper's count: {paper_calls})" if c.rounds else ""
     passes = f"decoder {c.decoder}, encoder/global {c.encoder_global}{by_paper}"
-    parts.append(f"NFEs: {passes}, patcher {c.entropy}; {made.gigabytes():.2f} GB by Eq. 8")
-    lines = f"[{mode}: {', '.join(parts)}]"
+    parts = [
+        f"{made.new_bytes} bytes, {made.bytes_per_second:.0f} bytes/s",
+        made.mean_patch and f"mean patch {made.mean_patch:.2f}",
+        c.rounds and f"{c.rounds} rounds",
+        c.drafted and f"{made.acceptance:.0%} of {c.drafted} drafted bytes accepted",
+        f"NFEs: {passes}, patcher {c.entropy}; {made.gigabytes():.2f} GB by Eq. 8",
+    ]
+    lines = f"[{mode}: {', '.join(filter(None, parts))}]"
     if c.lengths:
         lengths = ", ".join(f"{n} in {rounds}" for n, rounds in sorted(c.lengths.items()))
         lines += f"\n[bytes accepted a round: {lengths} rounds]"
@@ -144,41 +137,27 @@ def summary(mode, made, paper_calls):
 
 def printer():
     """An `emit` that writes ids as text at once; bytes of one character wait for each other."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def emit(ids, final=False):
-        sys.stdout.write(decoder.decode(decode(ids), final))
-        sys.stdout.flush()
-
-    return emit
+    text_of = codecs.getincrementaldecoder("utf-8")("replace").decode
+    return lambda ids, final=False: print(text_of(decode(ids), final), end="", flush=True)
 
 
-# Columns of the table: what stands above them, the key, the form of the number
 COLUMNS = """
-agrees agreement .0%, bits/B output_bits_per_byte .2f, 4-grams distinct_4grams .0%,
-accepted acceptance .0%, dec decoder_nfes .0f, enc+glob encoder_global_nfes .0f,
-patcher entropy_nfes .0f, GB bandwidth_gb .2f, saved decrease .0%, bytes/s bytes_per_second .0f,
-x_blt ratio .2f, of_ceiling of_ceiling .2f, of_memory_speed memory_bandwidth_share .0%
+name s mode, setting | agreement .0% agrees | output_bits_per_byte .2f bits/B |
+distinct_4grams .0% 4-grams | acceptance .0% accepted | decoder_nfes .0f dec |
+encoder_global_nfes .0f enc+glob | entropy_nfes .0f patcher | bandwidth_gb .2f GB |
+decrease .0% saved | bytes_per_second .0f bytes/s | ratio .2f x blt |
+of_ceiling .2f of ceiling | memory_bandwidth_share .0% of memory speed
 """
 
 
 def print_measured(rows, times):
-    """The rows of `compare` as a table."""
-    columns = [column.split() for column in COLUMNS.split(",")]
-    header = ["mode, setting", *(title.replace("_", " ") for title, _, _ in columns)]
-    cells = []
-    for r in rows:
-        values = ["" if r[key] is None else format(r[key], form) for _, key, form in columns]
-        cells.append([f"{r['mode']} {r['setting']}".strip(), *values])
-    print(table(header, cells))
-    mean_patch = f"mean patch on plain BLT's text: {rows[0]['mean_patch']:.2f} bytes"
-    print(f"\n{mean_patch}. {describe_passes(times)}")
-
-
-def describe_passes(times):
-    """A bandwidth.PassSeconds as one line, in milliseconds."""
-    parts = [f"decoder of {n} {1000 * times.decoder[n]:.2f}" for n in sorted(times.decoder)]
-    parts += [f"patcher of {n} {1000 * times.patcher[n]:.2f}" for n in sorted(times.patcher)]
-    parts.append(f"encoder and global for 1 patch {1000 * times.encoder_global[1]:.2f}")
+    """The rows of `compare` as a table, and a bandwidth.PassSeconds in a line below."""
+    named = [{**row, "name": f"{row['mode']} {row['setting']}".strip()} for row in rows]
+    print(table_of(named, COLUMNS))
+    passes = []
+    for part, seconds in (("decoder", times.decoder), ("patcher", times.patcher)):
+        passes += [f"{part} of {n} {1000 * seconds[n]:.2f}" for n in sorted(seconds)]
+    passes.append(f"encoder and global for 1 patch {1000 * times.encoder_global[1]:.2f}")
     threads = f"{torch.get_num_threads()} threads, spread at most {times.spread:.0%}"
-    return f"One pass, ms: {', '.join(parts)}; {threads}"
+    print(f"\nmean patch on plain BLT's text: {rows[0]['mean_patch']:.2f} bytes.", end=" ")
+    print(f"One pass, ms: {', '.join(passes)}; {threads}")

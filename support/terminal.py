@@ -1,6 +1,7 @@
 """What people look at: colours where there are any, one line for bad input, bytes as text."""
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from tqdm import tqdm
 
 # ANSI background colours that neighbouring patches take in turn
 BACKGROUNDS = (44, 42, 45, 46, 41, 43)
+SIGNS = {"\n": "⏎", "\t": "⇥"}
 
 
 class BadInput(Exception):
@@ -48,25 +50,21 @@ def run(main, name=None):
 
 def number(kind, low, high=float("inf"), above=False):
     """An argparse type: an int or float within [low, high], or (low, high] when `above`."""
+    interval = f"{'(' if above else '['}{low}, {high}]"
 
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            problem = f"'{text}' is not a number of type {kind.__name__}"
-            raise argparse.ArgumentTypeError(problem) from None
+        value = kind(text)
         if not (low <= value <= high) or (above and value == low):
-            bracket = "(" if above else "["
-            raise argparse.ArgumentTypeError(f"{text} is outside {bracket}{low}, {high}]")
+            raise argparse.ArgumentTypeError(f"{text} is outside {interval}")
         return value
 
+    parse.__name__ = kind.__name__  # argparse names it where `kind` refuses a text
     return parse
 
 
-def has_colour(stream=None):
-    """Is `stream` (default stdout) a terminal that shows colours? NO_COLOR and TERM=dumb say no."""
-    stream = stream or sys.stdout
-    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+def has_colour():
+    """Is stdout a terminal that shows colours? NO_COLOR and TERM=dumb say no."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.getenv("TERM") != "dumb"
 
 
 def paint(text, *codes):
@@ -76,34 +74,36 @@ def paint(text, *codes):
 
 def visible(data):
     """Bytes as one line of text: control bytes escaped, invalid UTF-8 as replacement characters."""
-    shown = []
-    for c in bytes(data).decode("utf-8", "replace"):
-        if c in "\n\t":
-            shown.append({"\n": "⏎", "\t": "⇥"}[c])
-        else:
-            shown.append(c if c.isprintable() else f"\\x{ord(c):02x}")
-    return "".join(shown)
+    text = bytes(data).decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else SIGNS.get(c, f"\\x{ord(c):02x}") for c in text)
 
 
 def show_patches(patches):
     """One line of text: a list of bytes on changing backgrounds, between bars without colour."""
-    if not has_colour():
-        return "|".join(visible(p) for p in patches)
-    shown = []
-    for i, patch in enumerate(patches):
-        shown.append(paint(visible(patch), 30, BACKGROUNDS[i % len(BACKGROUNDS)]))
-    return "".join(shown)
+    coloured = zip(patches, itertools.cycle(BACKGROUNDS))
+    bar = "" if has_colour() else "|"
+    return bar.join(paint(visible(patch), 30, colour) for patch, colour in coloured)
 
 
 def table(header, rows):
     """Rows of cells as aligned text, the first column to the left and numbers to the right."""
     cells = [[str(c) for c in row] for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    cells.insert(1, ["-" * width for width in widths])
     lines = []
     for first, *others in cells:
-        padded = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:]))]
-        lines.append("  ".join(padded))
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+        lines.append("  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]))
+    return "\n".join(lines)
+
+
+def table_of(rows, columns):
+    """Dicts as a `table`. columns: key, form and title of each, bars between; None stays blank."""
+    columns = [column.split() for column in columns.split("|")]
+    cells = [
+        ["" if row[key] is None else format(row[key], form) for key, form, *_ in columns]
+        for row in rows
+    ]
+    return table([" ".join(title) for _, _, *title in columns], cells)
 
 
 def read_file(path, what):
@@ -132,9 +132,8 @@ class Interrupt:
         return self
 
     def ask(self, *_):
-        if self.asked:
-            raise KeyboardInterrupt
         self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *_):
         signal.signal(signal.SIGINT, self.previous)

@@ -53,7 +53,7 @@ def test_likelihood_is_the_slow_sum(seed, K):
     """One query pass and rollbacks give what a full forward gives, byte by byte; BLT and BLT-D."""
     item = Choice("a query of abcabc" * 3, [" ab", " abcabd" * 9, "", "\udcff"], 0)
     model, patcher = make_models(seed, block_size=K)
-    sums, counters = choice_log_likelihoods(model, patcher, item)
+    sums, cost = choice_log_likelihoods(model, patcher, item)
     for choice, got in zip(item.choices, sums):
         ids, total = [BOS, *encode(as_bytes(item.query))], 0.0
         for id_ in encode(as_bytes(choice)):
@@ -62,7 +62,7 @@ def test_likelihood_is_the_slow_sum(seed, K):
             total += logits.log_softmax(-1)[id_].item()
             ids.append(id_)
         assert got == pytest.approx(total, abs=1e-9)
-    assert counters.decoder >= 1 and counters.entropy >= 1
+    assert cost.counters.decoder >= 1 and cost.counters.entropy >= 1 and cost.ids == []
 
 
 def test_cloze_hides_the_true_continuation_among_others():

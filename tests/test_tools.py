@@ -26,37 +26,37 @@ from support.terminal import BadInput
 
 def row(method, decoder, calls, block_size="", setting="", task="fr-en"):
     """A row of the paper's tables, as far as its price goes."""
-    nfes = {"decoder_nfes": decoder, "encoder_global_nfes": calls}
-    return nfes | {"method": method, "task": task, "block_size": block_size, "setting": setting}
+    known = {"decoder_nfes": decoder, "encoder_global_nfes": calls, "model_size": "1B"}
+    return known | {"method": method, "task": task, "block_size": block_size, "setting": setting}
 
 
 def test_the_passes_behind_a_row_by_hand():
     """Mean patch 2. Nine-row passes and one patch a call, whatever the row, were the bug."""
-    assert passes_of(row("BLT", 512.0, 256.0), 2.0) == [
-        ("decoder", 1, 512.0),
-        ("encoder+global", 1, 256.0),
-    ]
+    assert passes_of(row("BLT", 512.0, 256.0), 2.0) == {
+        ("decoder", 1): 512.0,
+        ("encoder+global", 1): 256.0,
+    }
     # 106 rounds: 420 drafted bytes, 106 verifications of the decided byte and 4 drafted ones
-    assert passes_of(row("BLT-S", 526.0, 212.0, setting="k=4"), 2.0) == [
-        ("decoder", 1, 420.0),
-        ("encoder+global", 1, 106.0),
-        ("decoder", 5, 106.0),
-        ("encoder+global", 2.5, 106.0),
-    ]
+    assert passes_of(row("BLT-S", 526.0, 212.0, setting="k=4"), 2.0) == {
+        ("decoder", 1): 420.0,
+        ("encoder+global", 1): 106.0,
+        ("decoder", 5): 106.0,
+        ("encoder+global", 2.5): 106.0,
+    }
     # 64 blocks: their first passes take the block before along, 83 further steps do not
-    assert passes_of(row("BLT-D", 147.0, 64.0, "8", "alpha=0.5"), 2.0) == [
-        ("decoder", 16, 64.0),
-        ("decoder", 8, 83.0),
-        ("encoder+global", 4.0, 64.0),
-    ]
-    # 100 rounds of 150 drafting passes, the first of each with the decided byte in front
-    assert passes_of(row("BLT-DV", 250.0, 200.0, "16", "gamma=1.5"), 2.0) == [
-        ("decoder", 17, 100.0),
-        ("decoder", 16, 50.0),
-        ("encoder+global", 1, 100.0),
-        ("decoder", 17, 100.0),
-        ("encoder+global", 8.5, 100.0),
-    ]
+    assert passes_of(row("BLT-D", 147.0, 64.0, "8", "alpha=0.5"), 2.0) == {
+        ("decoder", 16): 64.0,
+        ("decoder", 8): 83.0,
+        ("encoder+global", 4.0): 64.0,
+    }
+    # 100 rounds of 150 drafting passes, the first of each with the decided byte in front, as in
+    # the verifications
+    assert passes_of(row("BLT-DV", 250.0, 200.0, "16", "gamma=1.5"), 2.0) == {
+        ("decoder", 17): 200.0,
+        ("decoder", 16): 50.0,
+        ("encoder+global", 1): 100.0,
+        ("encoder+global", 8.5): 100.0,
+    }
 
 
 @pytest.mark.parametrize("size", ["1B", "3B"])
@@ -66,13 +66,14 @@ def test_every_row_of_the_paper_is_priced_by_passes_that_are_timed(size):
     for r in rows:
         blt = plain[r["task"]]
         passes = passes_of(r, blt["decoder_nfes"] / blt["encoder_global_nfes"])
-        decoder = [p for p in passes if p.part == "decoder"]
-        calls = [p for p in passes if p.part == "encoder+global"]
-        assert all(p.count >= 0 for p in passes), r
-        assert sum(p.count for p in decoder) == r["decoder_nfes"]
-        assert sum(p.count for p in calls) == r["encoder_global_nfes"]
-        assert all(p.width in DECODER_ROWS for p in decoder)
-        assert all(1 <= p.width <= max(PATCHES) for p in calls)
+        decoder = {width: n for (part, width), n in passes.items() if part == "decoder"}
+        calls = {width: n for (part, width), n in passes.items() if part == "encoder+global"}
+        assert len(passes) == len(decoder) + len(calls)
+        assert all(n >= 0 for n in passes.values()), r
+        assert sum(decoder.values()) == r["decoder_nfes"]
+        assert sum(calls.values()) == r["encoder_global_nfes"]
+        assert set(decoder) <= set(DECODER_ROWS)
+        assert all(1 <= width <= max(PATCHES) for width in calls)
 
 
 def known_times():
@@ -100,7 +101,7 @@ def test_a_row_is_priced_with_the_mean_patch_of_its_own_task():
     assert coded["seconds"] == 256 + 256 * 11
     # blocks of 4 bytes close 2 patches of 2 bytes, or 4 of one
     assert [r["seconds"] for r in drafted] == [128 * (8 + 12), 64 * (8 + 14)]
-    assert drafted[1]["saved"] == pytest.approx(1 - 64 * 22 / (256 + 256 * 11))
+    assert drafted[1]["saved"] == pytest.approx(100 * (1 - 64 * 22 / (256 + 256 * 11)))
 
 
 def test_a_presets_passes_are_timed_with_random_weights(capsys):
@@ -130,7 +131,8 @@ def test_stream_and_train_print_their_tables(capsys):
     model, patcher = make_models(0)
     with torch.inference_mode():
         rows = benchmark.stream_against_prefix(model, patcher, (16, 32), bytes_each=2)
-    assert [r[0] for r in rows] == [16, 32] and all(r[1] > 0 and r[2] > 0 for r in rows)
+    assert [r["context"] for r in rows] == [16, 32] and rows[0]["against"] == 1
+    assert all(r["cached"] > 0 and r["anew"] > 0 for r in rows)
     benchmark.main(["train", "--preset", "nano", "--steps", "4"])
     out = capsys.readouterr().out
     assert "K = 0" in out and "K = 8" in out and "GFLOP/s" in out
