@@ -3,89 +3,30 @@
     python bandwidth.py --paper                     # the paper's Tables 3-10 recomputed
     python bandwidth.py --checkpoint checkpoint.pt  # every mode and setting of a model, measured
 
-Eq. 8 itself is generate.gigabytes. Letters: K block size, k draft size, M patches.
+Eq. 8 itself is generate.gigabytes; single passes are timed in support/passes.py. Letters in
+comments: K block size, k draft size, M patches.
 """
 
 import functools
 import json
-from dataclasses import dataclass
 
-import torch
 from tqdm import tqdm
 
-from data import BOS, default_corpus, encode
+from data import default_corpus, encode
 from diffusion import SIZES
 from generate import Generation, Sampling
 from model import load_model
 from speculate import MODES, Drafting, run_mode, size_of_blocks
-from stream import Stream
 from support import checkpoint
-from support.machine import median_seconds_in_turn, memory_bandwidth
+from support.flags import add_sampling
+from support.machine import memory_bandwidth
 from support.paper import print_paper, read_paper, recompute
+from support.passes import pass_seconds
 from support.quality import distinct_4grams, output_bits
 from support.show import print_measured
 from support.terminal import BadInput, Parser, number, read_file, run
 
-# ---- seconds of single passes
-
-
-@dataclass
-class PassSeconds:
-    """Seconds of single passes of one stream, medians.
-
-    decoder[n] and patcher[n] for n rows, encoder_global[M] for M patches. spread: how far
-    repeated times of a pass scatter, the largest of all.
-    """
-
-    decoder: dict
-    patcher: dict
-    encoder_global: dict
-    spread: float
-
-    def patches(self, m):
-        """Seconds of an encoder/global pass over m patches on average, on the line through 1, 2."""
-        first, second = self.encoder_global[1], self.encoder_global[2]
-        return first + (m - 1) * (second - first)
-
-
-@torch.inference_mode()
-def pass_seconds(model, patcher, rows, patches=(1, 2), context=512, repeats=20):
-    """Time single passes of a Stream at `context` bytes -> PassSeconds.
-
-    They are timed in turn, as a generation runs them: repeated alone, each would find its weights
-    in the CPU's caches. rows, patches: how many a pass takes, each timed for itself.
-    """
-    stream = Stream(model, patcher)
-    text = b"".join(data for _, data in default_corpus().documents[:20])
-    stream.prefill([BOS, *encode(text[:context])])
-
-    def decoder_pass(n):
-        stream.provisional = 0
-        stream.decode([100] * n)
-
-    def patcher_pass(n):
-        ids = torch.tensor([100] * n, device=stream.entropy_cache.rows.device)
-        before = stream.known[-1].id, stream.known[-1].entropy
-        patcher.step(ids, stream.length, stream.entropy_cache, before, [])[1].tolist()
-
-    # The last patches that closed, once more: encoding them again changes nothing.
-    passes, end = {}, stream.known[-1].open_start
-    start, count = end, stream.known[-1].patches_closed
-    for m in range(1, max(patches) + 1):
-        start -= 1
-        while not stream.closes(start - 1):
-            start -= 1
-        if m in patches:
-            work = functools.partial(stream.encode_patches, start, end, count - m, count)
-            passes["encoder_global", m] = work
-    for n in sorted(set(rows)):
-        passes["decoder", n] = functools.partial(decoder_pass, n)
-        passes["patcher", n] = functools.partial(patcher_pass, n)
-    times, spread = median_seconds_in_turn(passes, repeats)
-    parts = {"decoder": {}, "patcher": {}, "encoder_global": {}}
-    for (part, n), seconds in times.items():
-        parts[part][n] = seconds
-    return PassSeconds(**parts, spread=spread)
+# ---- seconds of a generation, by those of single passes
 
 
 def pass_rows(mode, count):
@@ -109,41 +50,20 @@ def predicted_seconds(mode, counters, times, count):
     """
     c = counters
     first, later, taken = pass_rows(mode, count)
-    # The counters know decoder passes alone: every round has one that verifies, if the mode does.
+    # The counters know decoder passes alone: every round has one that verifies, if the mode does,
+    # over the byte decided before and those drafted, which may be fewer than `count`.
     verifications = c.rounds if MODES[mode].verified else 0
     drafts = c.decoder - verifications
     firsts = min(drafts, c.rounds)
     decoding = firsts * times.decoder[first] + (drafts - firsts) * times.decoder[later]
     if verifications:
-        decoding += verifications * times.decoder[count + 1]
+        taken = 1 + c.drafted / c.rounds
+        decoding += verifications * times.rows("decoder", taken)
     closing = c.encoder_global * times.patches(
         max(1.0, c.patches_closed / max(1, c.encoder_global))
     )
-    patching = c.entropy * times.patcher[taken]
+    patching = c.entropy * times.rows("patcher", taken)
     return decoding + closing + patching, closing, patching
-
-
-def break_even(times, mean_patch, draft_size, block_size):
-    """Bytes a round above which drafting beats plain BLT, by single passes.
-
-    A round drafts and verifies in one pass of all parts; plain BLT takes a decoder and a patcher
-    pass a byte and an encoder/global pass a patch. block_size 0 leaves BLT-DV out.
-    -> rows of (mode, bytes drafted, bytes a round)
-    """
-    plain = times.decoder[1] + times.patcher[1] + times.patches(1) / mean_patch
-
-    def verification(n):
-        return times.decoder[n + 1] + times.patcher[n + 1] + times.patches(1)
-
-    self_drafts = draft_size * times.decoder[1]
-    rows = [
-        ("blts", draft_size, (verification(draft_size) + self_drafts) / plain),
-        ("lookup", draft_size, verification(draft_size) / plain),
-    ]
-    if block_size:
-        round_ = verification(block_size) + times.decoder[block_size + 1]
-        rows.append(("bltdv", block_size, round_ / plain))
-    return rows
 
 
 # ---- every mode of a model of ours
@@ -165,10 +85,13 @@ def settings_of(model):
     settings.append(("lookup", "k=8", Drafting()))
     for K in (K for K in SIZES if K <= model.config.block_size):
         for mode, rules in APPENDIX.items():
-            for rule, bound in (*rules, ("one-step", None)):
+            chained = [("chained", None)] if model.config.chain_width else []
+            for rule, bound in (*rules, ("one-step", None), *chained):
                 name = f"K={K} {rule} {bound or ''}".strip()
                 drafting = Drafting(block_size=K, unmask=rule, alpha=bound, gamma=bound)
                 settings.append((mode, name, drafting))
+    if model.config.chain_width:
+        settings.append(("bltdv", "chained, copy 16", Drafting(unmask="chained", copy=16)))
     return settings
 
 
@@ -252,15 +175,15 @@ def read_prompts(path):
 
 
 def options_from(argv):
+    """The command line: the paper's tables or a model of ours."""
     parser = Parser(prog="bandwidth.py", description="What a generation costs, in GB and seconds.")
     add = parser.add_argument
     add("--paper", action="store_true", help="recompute the paper's tables")
     help_ = "of the BPE Transformer that --paper compares with"
     add("--bytes-per-token", type=number(float, 0, above=True), default=4.4, help=help_)
     add("--checkpoint", help="measure this model (default: the newest there is)")
-    help_ = "prompts for it, one a line (default: four held-out places of the default corpus)"
-    add("--prompts", metavar="FILE", help=help_)
-    add("--bytes", type=number(int, 2), default=256, help="to generate for each prompt")
+    add("--prompts", metavar="FILE", help="one a line (default: four held-out places)")
+    add_sampling(parser)
     add("--json", action="store_true", help="one JSON object a row and nothing else")
     return parser.parse_args(argv)
 
@@ -273,7 +196,8 @@ def main(argv=None):
     else:
         model, patcher = load_model(checkpoint.find(options.checkpoint))
         prompts, settings = read_prompts(options.prompts), settings_of(model)
-        sampling_of = functools.partial(Sampling, ignore_eos=True)
+        o = options
+        sampling_of = functools.partial(Sampling, o.temperature, o.top_p, True, o.seed)
         made = measure(model, patcher, prompts, options.bytes, settings, sampling_of)
         rows, times = compare(model, patcher, prompts, settings, made)
     if options.json:

@@ -116,16 +116,11 @@ def default_corpus():
 
     Needs no download. Differs a little between Python versions, so results name its hash.
     """
-    root = sysconfig.get_paths()["stdlib"]
     documents = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(d for d in subfolders if d not in NOT_IN_CORPUS)
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            relative = os.path.relpath(path, root).replace(os.sep, "/")
-            if name.endswith(".py") and relative != "pydoc_data/topics.py":
-                with open(path, "rb") as file:
-                    documents.append((relative, file.read()))
+    for name, path in files_below(sysconfig.get_paths()["stdlib"], NOT_IN_CORPUS):
+        if name.endswith(".py") and name != "pydoc_data/topics.py":
+            with open(path, "rb") as file:
+                documents.append((name, file.read()))
     try:
         from pydoc_data.topics import topics
 
@@ -137,19 +132,17 @@ def default_corpus():
     return Corpus(documents, f"standard library of Python {version}")
 
 
-def files_below(path):
-    """A file, or every visible file below a folder -> list of (name, path)."""
+def files_below(path, leave_out=()):
+    """A file, or all visible ones below a folder but in folders left out -> (name, path) each."""
     if not os.path.exists(path):
         raise BadInput(f"no such file or folder: {path}")
     if not os.path.isdir(path):
         return [(os.path.basename(path), path)]
     found = []
     for folder, subfolders, names in os.walk(path):
-        subfolders[:] = sorted(d for d in subfolders if not d.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                whole = os.path.join(folder, name)
-                found.append((os.path.relpath(whole, path).replace(os.sep, "/"), whole))
+        subfolders[:] = [d for d in subfolders if d[0] != "." and d not in leave_out]
+        for whole in [os.path.join(folder, name) for name in names if name[0] != "."]:
+            found.append((os.path.relpath(whole, path).replace(os.sep, "/"), whole))
     return found
 
 

@@ -27,55 +27,13 @@ from patcher import Patcher, PatcherConfig, patcher_from
 from stream import Stream
 from support import checkpoint
 from support.flags import idea_options
+from support.presets import RECIPES, Recipe
 from support.show import show_blocks
 from support.terminal import BadInput, run
 
 SIZES = (4, 8, 16, 32)
 
 # ---- training: blocks, corruption, loss
-
-
-@dataclass
-class Recipe:
-    """How BLT-D is trained: where blocks start, what is hidden in them, what that weighs."""
-
-    block_size: int = 8  # K
-    starts: str = "any"  # any: blocks start anywhere, as drafts do | patch: at patch starts
-    cells_per_byte: float = 0.5  # cells of blocks a byte of text; 0: a block at every patch start
-    noise: str = "sequence"  # one noise level t for all blocks of a crop | block: one for each
-    full_share: float = 0.5  # share of blocks masked whole: the state every draft starts from
-    t_min: float = 0.1  # t is uniform on (t_min, 1): a cell's weight 1/t stays below 1 / t_min
-    mask_weight: float = 1.0  # λ of the loss
-    after: float = 0.6  # share of the steps before blocks join
-
-    def __post_init__(self):
-        if self.block_size and self.starts == "any" and not self.cells_per_byte:
-            raise BadInput(
-                "--cells-per-byte 0 puts a block at every start there may be: give it with "
-                "--block-starts patch, or a number above 0"
-            )
-
-    def cells(self, mean_patch):
-        """Cells of blocks beside each byte of text, on average over a run."""
-        each = self.cells_per_byte or self.block_size / mean_patch
-        return each * (1 - self.after) if self.block_size else 0.0
-
-
-# What differs from the defaults, which are ours. The paper: blocks at every patch start from the
-# first step on, one t ~ U(0, 1) a sequence. Its 1/t has no bound; here it stays below 1000, and a
-# cell's expected weight 1.
-RECIPES = {
-    "ours": {},
-    "paper": {
-        "starts": "patch",
-        "cells_per_byte": 0.0,
-        "noise": "sequence",
-        "full_share": 0.0,
-        "t_min": 0.001,
-        "mask_weight": 1.0,
-        "after": 0.0,
-    },
-}
 
 
 class Blocks(NamedTuple):
@@ -160,21 +118,44 @@ def masked_nats(logits, blocks):
     return (nats * blocks.weight * blocks.masked).sum()
 
 
-def block_logits(model, ids, closes, blocks):
-    """One forward over text ids (B, N + 1) and blocks -> logits (B, N, V) and (B, P, V)."""
-    N = closes.shape[1]
-    logits = model(ids[:, :-1], closes, blocks)  # (B, N + P, V)
-    return logits[:, :N], logits[:, N:]
+def chained_nats(decoder, rows, ids, blocks, K):
+    """Sum of -log p over the cells of wholly masked blocks, each knowing the bytes before it.
 
-
-def diffusion_loss(model, ids, closes, blocks, mask_weight):
-    """Fast BLT Eq. 5-7, both sums over the number of clean bytes -> (loss, clean part), nats.
-
-    With mask_weight (λ) 1 it is the paper's.
+    rows (B, P, D): the decoder's last ones, of blocks. ids (B, N + 1). -> nats
     """
-    clean_logits, masked_logits = block_logits(model, ids, closes, blocks)
-    clean = next_byte_loss(clean_logits, ids)
-    return clean + mask_weight * masked_nats(masked_logits, blocks) / closes.numel(), clean
+    # (B, P) -> (B P / K, K)
+    targets = blocks.targets.reshape(-1, K)
+    whole = blocks.masked.reshape(-1, K).all(-1, keepdim=True)
+    first = ids.gather(1, blocks.starts[:, ::K] - 1).reshape(-1, 1)
+    before = torch.cat([first, targets[:, :-1]], 1)
+    logits = decoder.head(decoder.chain(rows.reshape(-1, K, rows.shape[-1]), before))
+    # (B P / K, K)
+    nats = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    return (nats * whole).sum()
+
+
+def diffusion_loss(model, ids, closes, blocks, recipe):
+    """Fast BLT Eq. 5-7, all sums over the number of clean bytes -> (loss, clean part), nats.
+
+    With mask_weight (λ) 1 it is the paper's. A chained head adds a term, with λ too.
+    """
+    N, decoder = closes.shape[1], model.decoder
+    rows = model.last_rows(ids[:, :-1], closes, blocks)  # (B, N + P, D)
+    logits = decoder.head(rows)
+    clean, hidden = next_byte_loss(logits[:, :N], ids), masked_nats(logits[:, N:], blocks)
+    if decoder.chain:
+        hidden = hidden + chained_nats(decoder, rows[:, N:], ids, blocks, recipe.block_size)
+    return clean + recipe.mask_weight * hidden / closes.numel(), clean
+
+
+def chain_loss(model, ids, closes, blocks, recipe):
+    """The chained head's loss alone, all else being frozen -> (nats a cell, the same)."""
+    with torch.no_grad():
+        rows = model.last_rows(ids[:, :-1], closes, blocks)[:, closes.shape[1] :]
+    K = recipe.block_size
+    cells = K * blocks.masked.reshape(-1, K).all(-1).sum().clamp(min=1)
+    loss = chained_nats(model.decoder, rows, ids, blocks, K) / cells
+    return loss, loss
 
 
 # ---- which masked cells to unmask: probabilities p (K, V), masked (K,) bool -> bool (K,), at least
@@ -204,11 +185,12 @@ def one_step(p, masked, _=None):
 
 
 UNMASK = {"confidence": confidence, "entropy": entropy_bounded, "one-step": one_step}
+UNMASK |= {"chained": one_step}  # all in one pass, but one after the other: chained_head
 
 
 @dataclass
 class Unmask:
-    """A rule and its threshold: α of confidence, γ of entropy."""
+    """A rule and its threshold: α of confidence and chained, γ of entropy."""
 
     rule: str = "confidence"
     threshold: float | None = 0.7
@@ -240,6 +222,75 @@ def denoise(decode_block, size, unmask, sampling, trace=None):
     return ids.tolist(), q
 
 
+@torch.inference_mode()
+def chained_head(decoder):
+    """A function that draws the cells of a block one after the other, by the chained head.
+
+    It is (rows (K, D), the id before them, sampling, threshold) -> n <= K ids, and what each was
+    drawn from (n, V), or None if greedy. It stops behind a cell where all of them together have a
+    probability below the threshold: more would hardly be accepted. What depends on no cell is
+    multiplied out here or once a block, so that a cell costs two products of a vector and a small
+    matrix.
+    """
+    head, gru, S = decoder.chain, decoder.chain.gru, decoder.chain.out.in_features
+    of_row, of_byte = gru.weight_ih_l0.chunk(2, 1)  # (3 S, D) each
+    of_byte, of_state = head.embed.weight @ of_byte.T, gru.weight_hh_l0  # (V, 3 S), (3 S, S)
+    to_logits = decoder.head.weight @ head.out.weight  # (V, S)
+
+    @torch.inference_mode()
+    def draw_cells(rows, before, sampling, threshold=0.0):
+        logits, inputs = decoder.head(rows), rows @ of_row.T
+        state, ids, q, together = rows.new_zeros(S), [], [], 1.0
+        for j in range(len(rows)):
+            x, h = inputs[j] + of_byte[before], of_state @ state
+            # As nn.GRU: gates reset and update, then the new state, (S,) each
+            reset, update = torch.sigmoid(x[: 2 * S] + h[: 2 * S]).chunk(2)
+            new = torch.tanh(torch.addcmul(x[2 * S :], reset, h[2 * S :]))
+            state = torch.lerp(new, state, update)
+            p = distribution(torch.addmv(logits[j], to_logits, state)[None], sampling)
+            before = draw(p, sampling)[0]
+            ids.append(before)
+            q.append(p)
+            together *= (p[0] if sampling.temperature else p[0].softmax(-1))[before].item()
+            if together < threshold:
+                break
+        return ids, torch.cat(q) if sampling.temperature else None
+
+    return draw_cells
+
+
+def block_filler(model, size, unmask, trace=None):
+    """How blocks are filled -> a function (stream, provisional ids, id before the block, sampling).
+
+    It returns the block's ids and what each was drawn from, (K, V) or None if that is not known.
+    """
+    check_block_size(model, size, unmask.rule)
+
+    def by_steps(stream, provisional, before, sampling):
+        def decode_block(cells):
+            nonlocal provisional
+            logits = stream.decode(provisional, cells)[-size:]
+            provisional = []  # its row is there now, for the steps that follow
+            return logits
+
+        ids, q = denoise(decode_block, size, unmask, sampling, trace)
+        # Cells drawn in several steps have no known distribution together.
+        return ids, q if unmask.rule == "one-step" else None
+
+    def by_chain(stream, provisional, before, sampling):
+        rows = stream.last_rows(provisional, [MASK] * size)[-size:]
+        ids, q = draw_cells(rows, before, sampling, unmask.threshold or 0.0)
+        stream.counters.chain += len(ids)
+        if trace:
+            trace.step(ids, [False] * len(ids))
+        return ids, q
+
+    if unmask.rule != "chained":
+        return by_steps
+    draw_cells = chained_head(model.decoder)
+    return by_chain
+
+
 def generate_bltd(model, patcher, prompt, max_bytes, *, block_size, unmask, rounds="ours", **run):
     """BLT-D, block by block (Algorithm 1). run: sampling, emit and trace, as generate.generate.
 
@@ -248,19 +299,17 @@ def generate_bltd(model, patcher, prompt, max_bytes, *, block_size, unmask, roun
     block behind it. rounds "paper": the open patch is encoded too before each block, as if it
     ended there, and the block reads that latent: exactly one encoder/global pass a block.
     """
-    check_block_size(model, block_size)
     sampling, emit, trace = run.get("sampling") or Sampling(), run.get("emit"), run.get("trace")
+    fill = block_filler(model, block_size, unmask, trace)
     stream, text, encode_open = Stream(model, patcher), [BOS, *prompt], rounds == "paper"
     stream.prefill(text[:-1] if encode_open else text)
     ids, began = [], time.perf_counter()
     if encode_open:  # with the last byte of the prompt, so that the first block costs a call too
         stream.advance(text[-1:], encode_open)
 
-    def decode_block(cells):
-        return stream.decode(block=cells)[-block_size:]
-
+    block = text
     while True:
-        block, _ = denoise(decode_block, block_size, unmask, sampling, trace)
+        block, _ = fill(stream, [], block[-1], sampling)
         stream.counters.rounds += 1
         new, ended = until_end(block[: max_bytes - len(ids)], sampling)
         ids += new
@@ -271,8 +320,8 @@ def generate_bltd(model, patcher, prompt, max_bytes, *, block_size, unmask, roun
         stream.advance(block, encode_open)
 
 
-def check_block_size(model, block_size):
-    """Raises BadInput where a model can't fill blocks of that size."""
+def check_block_size(model, block_size, rule=None):
+    """Raises BadInput where a model can't fill blocks of that size, or not by that rule."""
     trained = model.config.block_size
     if not trained:
         raise BadInput(
@@ -283,6 +332,11 @@ def check_block_size(model, block_size):
         raise BadInput(
             f"this checkpoint was trained for blocks of up to {trained} bytes, not {block_size}: "
             "give a smaller --block-size or train with that one"
+        )
+    if rule == "chained" and not model.config.chain_width:
+        raise BadInput(
+            "this checkpoint has no chained head: give another --unmask, or train one with "
+            "`python train.py --init-from FILE --recipe chain`"
         )
 
 

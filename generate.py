@@ -8,6 +8,7 @@ A sampler is a function that returns a Generation: what it made and what it cost
 comments: n rows of logits, V vocabulary.
 """
 
+import functools
 import math
 import os
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 
-from data import BOS, EOS, MASK, PAD, decode, encode
+from data import BOS, EOS, MASK, PAD, VOCAB, decode, encode
 from model import count_parameters, load_model
 from stream import Counters, Stream
 from support import checkpoint
@@ -48,23 +49,28 @@ def until_end(ids, sampling):
     return ids, False
 
 
+@functools.cache
+def penalties(ignore_eos):
+    """What bans ids that are no output when it is added to logits, (V,)."""
+    banned = torch.tensor([PAD, BOS, MASK] + [EOS] * ignore_eos)
+    return torch.zeros(VOCAB).index_fill(0, banned, -math.inf)
+
+
 def ban(logits, sampling):
     """Logits (..., V) without the ids that are no output: PAD, BOS, MASK, and EOS if ignored."""
-    logits = logits.clone()
-    logits[..., [PAD, BOS, MASK] + [EOS] * sampling.ignore_eos] = float("-inf")
-    return logits
+    return logits + penalties(sampling.ignore_eos).to(logits)
 
 
 def distribution(logits, sampling):
     """What the next byte is drawn from: logits (n, V) -> probabilities (n, V) on the CPU.
 
-    Never in less than float32; one-hot when greedy.
+    Never in less than float32. Greedy: the banned logits, the best of which needs no probability.
     """
     logits = ban(logits.cpu(), sampling)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     if sampling.temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        return logits
     p = torch.softmax(logits / sampling.temperature, -1)
     if sampling.top_p < 1:
         ordered, index = p.sort(-1, descending=True)
@@ -76,7 +82,7 @@ def distribution(logits, sampling):
 
 
 def draw(p, sampling):
-    """One id from each row of p (n, V) -> list of n ids."""
+    """One id from each row of a distribution p (n, V) -> list of n ids."""
     if sampling.temperature == 0:
         return p.argmax(-1).tolist()
     return torch.multinomial(p.float(), 1, generator=sampling.generator)[:, 0].tolist()
@@ -145,7 +151,8 @@ class Generation:
         """Eq. 8 at `bits` a parameter, without the patcher's passes, as the paper has it."""
         size, c = self.sizes, self.counters
         together = size["encoder"] + size["global"]
-        return gigabytes(c.decoder, c.encoder_global, size["decoder"], together, bits)
+        chained = bits / 8 * c.chain * size["chain"] / 1e9  # once for each cell of a draft
+        return chained + gigabytes(c.decoder, c.encoder_global, size["decoder"], together, bits)
 
     def gigabytes_with_patcher(self, bits=16):
         """As `gigabytes`, and the patcher's passes."""

@@ -213,13 +213,6 @@ def run_layers(layers, x, view):
     return x
 
 
-def lay_out_by_column(module):
-    """The same weights, laid out so that products with a single row are quicker on a CPU."""
-    for linear in module.modules():
-        if isinstance(linear, nn.Linear):
-            linear.weight.data = linear.weight.data.t().contiguous().t()
-
-
 class CrossAttention(nn.Module):
     """Pre-norm cross-attention between rows of one width, without positions; adds its input."""
 
@@ -257,6 +250,25 @@ class CrossAttention(nn.Module):
             mask = (reads >= 0)[:, None, None]
         y = attend(q, kv[0], kv[1], mask)
         return x + self.out(y.transpose(1, 2).reshape(B, N, D))
+
+
+class ChainedHead(nn.Module):
+    """Corrects the rows of a block from left to right, each by the bytes drawn before it.
+
+    One pass guesses the cells of a block apart from each other, so that neighbours need not fit.
+    A small recurrent state, s_j = GRU(s_{j-1}, [row_j, embedding of byte j-1]), makes them fit.
+    """
+
+    def __init__(self, vocabulary, width, state):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.gru = nn.GRU(2 * width, state, bias=False, batch_first=True)
+        self.out = nn.Linear(state, width, bias=False)
+
+    def forward(self, rows, before):
+        """rows (B, K, D) of blocks, before (B, K) the id before each cell -> rows (B, K, D)."""
+        states, _ = self.gru(torch.cat([rows, self.embed(before).to(rows.dtype)], -1))
+        return rows + self.out(states)
 
 
 # ---- the KV cache

@@ -20,17 +20,18 @@ from torch import nn
 
 from data import VOCAB
 from layers import (
+    ChainedHead,
     CrossAttention,
     Layer,
     PackedView,
     WholeView,
-    lay_out_by_column,
     rotary,
     run_layers,
     sees,
 )
 from patcher import PatcherConfig, patcher_from
 from support import checkpoint
+from support.lean import make_lean
 from support.presets import SIZES, TrainingSettings
 from support.terminal import BadInput, Parser, run, table
 
@@ -60,6 +61,7 @@ class BLTConfig:
     max_patch: int = 8  # longest patch in bytes
     rope_base: float = 500000.0
     block_size: int = 0  # K that the decoder was trained to fill by diffusion; 0: plain BLT
+    chain_width: int = 0  # state of the head that chains the cells of a block; 0: there is none
 
 
 @dataclass
@@ -203,6 +205,7 @@ class LocalDecoder(nn.Module):
         )
         self.norm = nn.RMSNorm(c.width, eps=1e-5)
         self.head = nn.Linear(c.width, VOCAB, bias=False)
+        self.chain = ChainedHead(VOCAB, c.width, c.chain_width) if c.chain_width else None
 
     def latent_keys(self, latents):
         """What the cross-attentions read of latents (1, M, G).
@@ -214,7 +217,9 @@ class LocalDecoder(nn.Module):
         return [cross.project(vectors) for cross in self.crosses]
 
     def forward(self, ids, latent_keys, reads, view):
-        """ids (B, R) -> logits (B, R, V). latent_keys: of M latents, as above.
+        """ids (B, R) -> last rows (B, R, D), which `head` makes logits of.
+
+        latent_keys: of M latents, as above.
 
         reads (B, R): which of the M a row reads, or None where there is but one.
         """
@@ -224,7 +229,7 @@ class LocalDecoder(nn.Module):
         x = self.embed(ids)
         for depth, (cross, layer) in enumerate(zip(self.crosses, self.layers)):
             x = layer(cross(x, latent_keys[depth], reads), view, depth)
-        return self.head(self.norm(x))
+        return self.norm(x)
 
 
 # ---- the whole
@@ -255,14 +260,15 @@ class BLT(nn.Module):
                 std *= (2 * len(part.layers)) ** -0.5
             nn.init.normal_(p, std=std)
         nn.init.zeros_(self.encoder.hashes.weight)
+        if self.decoder.chain:  # it begins by changing nothing
+            nn.init.zeros_(self.decoder.chain.out.weight)
         return self
 
     def latents(self, ids, closes):
         """ids, closes (B, N) -> latents (1, M, G) of the patches of all rows, behind each other.
 
-        Rows close very different numbers of patches: in one sequence none of them is padded. M is
-        rounded up, by first patches once more that nobody reads, as CPUs keep a program for every
-        shape of a product that they have seen.
+        So none of them is padded. M is rounded up, by first patches once more that nobody reads:
+        CPUs keep a program for every shape of a product that they have seen.
         """
         c = self.config
         patches = bytes_of_patches(closes, c.max_patch)
@@ -279,11 +285,14 @@ class BLT(nn.Module):
         return self.globe(vectors, PackedView(rope, row, place))
 
     def forward(self, ids, closes, blocks=None):
-        """ids (B, N), closes (B, N) with closes[:, 0] set -> logits of each next byte (B, N, V).
+        """ids (B, N), closes (B, N) with closes[:, 0] set -> logits of each next byte (B, N, V)."""
+        return self.decoder.head(self.last_rows(ids, closes, blocks))
 
-        With blocks (diffusion.Blocks; Fast BLT §3.2) their P rows are laid behind the clean ones
-        and logits are (B, N + P, V). A block's rows read what is known before its start, and each
-        other.
+    def last_rows(self, ids, closes, blocks=None):
+        """As forward, but the decoder's last rows (B, N, D).
+
+        With blocks (diffusion.Blocks; Fast BLT §3.2) their P rows are laid behind the clean ones:
+        (B, N + P, D). A block's rows read what is known before its start, and each other.
         """
         (B, N), c = ids.shape, self.config
         head_width, like = c.width // c.heads, self.decoder.head.weight
@@ -307,25 +316,14 @@ class BLT(nn.Module):
     def sizes(self):
         """Parameters by part. Of the n-gram tables a pass looks up six entries a byte."""
         tables = self.encoder.hashes.weight.numel()
+        chain = count_parameters(self.decoder.chain) if self.decoder.chain else 0
         return {
             "encoder": count_parameters(self.encoder) - tables,
             "global": count_parameters(self.globe),
-            "decoder": count_parameters(self.decoder),
+            "decoder": count_parameters(self.decoder) - chain,
+            "chain": chain,
             "ngram_tables": tables,
         }
-
-    def flops_per_byte(self, mean_patch=4.0, cells_per_byte=0.0):
-        """Operations of matrix products to train on one byte, forward and backward.
-
-        cells_per_byte: decoder rows of diffusion blocks beside each clean one.
-        """
-        c, size = self.config, self.sizes()
-        encoder = size["encoder"] - self.encoder.embed.weight.numel()
-        decoder = size["decoder"] - self.decoder.embed.weight.numel()
-        of_latents = sum(cross.kv.weight.numel() for cross in self.decoder.crosses)
-        of_latents *= c.patch_vectors
-        rows = (decoder - of_latents) * (1 + cells_per_byte)
-        return 6 * (encoder + rows + (size["global"] + of_latents) / mean_patch)
 
 
 def count_parameters(module):
@@ -336,10 +334,16 @@ def count_parameters(module):
 # ---- from a checkpoint
 
 
-def model_from(saved):
-    """The BLT of a loaded checkpoint, in float32."""
-    model = BLT(BLTConfig(**saved["config"]))
-    model.load_state_dict({name: x.float() for name, x in saved["model"].items()})
+def model_from(saved, **changes):
+    """The BLT of a loaded checkpoint, in float32. changes: of its config, where it may change.
+
+    A chained head that it has not yet is new.
+    """
+    config = BLTConfig(**{**saved["config"], **changes})
+    model, known = BLT(config), {name: x.float() for name, x in saved["model"].items()}
+    if config.chain_width and not saved["config"].get("chain_width"):
+        known = {**model.init_weights().state_dict(), **known}
+    model.load_state_dict(known)
     return model.eval()
 
 
@@ -352,7 +356,7 @@ def load_model(path):
         )
     model, patcher = model_from(saved), patcher_from(saved)
     for part in (model, patcher):
-        lay_out_by_column(part)
+        make_lean(part)
     return model, patcher
 
 

@@ -11,17 +11,17 @@ import functools
 import json
 import os
 
-from bandwidth import break_even, compare, measure
+from bandwidth import compare, measure
 from data import BOS, decode, encode
 from diffusion import UNMASK
-from generate import Generation, Sampling
+from generate import Sampling
 from model import load_model
-from speculate import MODES, check_mode, run_mode, size_of_blocks
+from speculate import MODES, check_mode, run_mode
 from stream import Stream
 from support import checkpoint
 from support.flags import add_checkpoint, add_mode, add_sampling
 from support.machine import choose_device, choose_threads
-from support.quality import near_tie
+from support.quality import identical
 from support.show import Trace, print_measured, printer, summary
 from support.terminal import Parser, paint, read_file, run
 
@@ -57,7 +57,10 @@ def load(options):
 
 
 def read_prompts(options):
-    """-> list of prompts, bytes each."""
+    """What to go on with -> list of prompts, bytes each.
+
+    Any byte string is one, the empty one and invalid UTF-8 too.
+    """
     if not options.prompt_file:
         return [os.fsencode(options.prompt)]
     return [read_file(path, "the prompt file") for path in options.prompt_file]
@@ -120,24 +123,10 @@ def sample(model, patcher, prompt, options):
 # ---- all modes on the same prompts
 
 
-def identical(mode, model, patcher, prompt, plain, made, options):
-    """Is greedy output plain BLT's? True, False, "tie" (see KEYS); None when sampling.
-
-    Verified modes must be identical (Fast BLT §5): a False among them is a bug, and would show
-    here. Sampled output has plain BLT's distribution instead, which one text can't show.
-    """
-    if options.temperature:
-        return None
-    if made.ids == plain.ids or not MODES[mode].verified:
-        return made.ids == plain.ids
-    return near_tie(model, patcher, prompt, plain.ids, made.ids, sampling_of(options)) and "tie"
-
-
 def compare_modes(model, patcher, prompts, options):
     """Every mode on the same prompts (bytes), as JSON rows or one table.
 
-    The table ends with the number of bytes a round above which each way of drafting is faster than
-    plain BLT, by the seconds of single passes on this machine.
+    Under it stands which modes wrote plain BLT's very bytes, as all that verify must.
     """
     modes = [mode for mode in MODES if model.config.block_size or not MODES[mode].fills_blocks]
     settings, ids = [(mode, "", options) for mode in modes], [encode(p) for p in prompts]
@@ -163,18 +152,13 @@ def compare_modes(model, patcher, prompts, options):
             parts = [f"{same.count(v)} {words.get(v, v)}" for v in dict.fromkeys(same)]
             counts.append(f"{mode} {', '.join(parts)}")
         print(f"identical to plain BLT: {'; '.join(counts)}")
-    # From which acceptance on does drafting pay at all?
-    plain, K = Generation.total(made[0]), model.config.block_size and size_of_blocks(model, options)
-    mean_patch = plain.new_bytes / max(1, plain.counters.encoder_global)
-    for mode, count, needed in break_even(times, mean_patch, options.draft_size, K):
-        share = (needed - 1) / count
-        print(f"{mode}: wins above {needed:.2f} bytes a round, {share:.0%} of {count} accepted")
 
 
 # ---- the command
 
 
 def options_from(argv):
+    """The command line: which model, how it writes, and what is shown of it."""
     parser = Parser(prog="sample.py", description="Generate bytes from a checkpoint.", epilog=KEYS)
     add_checkpoint(parser)
     add_mode(parser, MODES, UNMASK)

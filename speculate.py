@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 from data import BOS, EOS, encode
-from diffusion import Unmask, check_block_size, denoise, generate_bltd
+from diffusion import Unmask, block_filler, check_block_size, generate_bltd
 from generate import Sampling, distribution, draw, finish, generate, until_end
 from model import load_model
 from stream import Stream
@@ -70,38 +70,35 @@ def draft_self(stream, text, decided, count, sampling):
     return drafted, torch.cat(q) if sampling.temperature else None
 
 
-def diffusion_drafter(block_size, unmask, trace=None):
+def diffusion_drafter(model, block_size, unmask, trace=None):
     """BLT-DV: one block by diffusion behind the decided byte -> a drafter.
 
     Drawing cells in several steps has no known q, so then the most probable bytes are drafted.
     """
+    fill = block_filler(model, block_size, unmask, trace)
 
     def draft_block(stream, text, decided, count, sampling):
-        provisional = decided
-
-        def decode_block(cells):
-            nonlocal provisional
-            logits = stream.decode(provisional, cells)[-block_size:]
-            provisional = []  # its row is there now, for the steps that follow
-            return logits
-
-        by_chance = sampling.temperature > 0 and unmask.rule == "one-step"
-        drawing = sampling if by_chance else Sampling(ignore_eos=sampling.ignore_eos)
-        drafted, q = denoise(decode_block, block_size, unmask, drawing, trace)
+        drawing = sampling
+        if unmask.rule not in ("one-step", "chained"):
+            drawing = Sampling(ignore_eos=sampling.ignore_eos)
+        drafted, q = fill(stream, decided, text[-1], drawing)
         if EOS in drafted:
             count = min(count, drafted.index(EOS) + 1)
-        return drafted[:count], q if by_chance else None
+        return drafted[:count], q if drawing.temperature else None
 
     return draft_block
 
 
 def draft_lookup(stream, text, decided, count, sampling, longest=8, shortest=3):
-    """Prompt lookup: what followed the last occurrence of the last few bytes. Costs no pass."""
+    """Prompt lookup: what followed the last occurrence of the last few bytes. Costs no pass.
+
+    Where that is cut short by the end of the text, it begins again: the text may be a loop.
+    """
     data = "".join(map(chr, text))
     for n in range(min(longest, len(data) - 1), shortest - 1, -1):
         found = data.rfind(data[-n:], 0, len(data) - 1)
         if found >= 0:
-            return text[found + n : found + n + count], None
+            return (text[found + n :] * count)[:count], None
     return [], None
 
 
@@ -160,11 +157,22 @@ def generate_blts(model, patcher, prompt, max_bytes, *, draft_size=8, **options)
     return speculate(model, patcher, prompt, max_bytes, draft_self, draft_size, **options)
 
 
-def generate_bltdv(model, patcher, prompt, max_bytes, *, block_size, unmask, **options):
-    """BLT-DV: drafts of `block_size` bytes by diffusion. options: as `speculate` takes them."""
-    check_block_size(model, block_size)
-    drafter = diffusion_drafter(block_size, unmask, options.get("trace"))
-    return speculate(model, patcher, prompt, max_bytes, drafter, block_size, **options)
+def generate_bltdv(model, patcher, prompt, max_bytes, *, block_size, unmask, copy=0, **options):
+    """BLT-DV: drafts of `block_size` bytes by diffusion. options: as `speculate` takes them.
+
+    copy: draft so many bytes by lookup instead where the last six occurred before; 0 for never.
+    """
+    draft_block = diffusion_drafter(model, block_size, unmask, options.get("trace"))
+
+    def draft(stream, text, decided, count, sampling):
+        if copy:
+            copied, _ = draft_lookup(stream, text, decided, min(copy, count), sampling, 16, 6)
+            if copied:
+                return copied, None
+        return draft_block(stream, text, decided, min(block_size, count), sampling)
+
+    count = max(block_size, copy)
+    return speculate(model, patcher, prompt, max_bytes, draft, count, **options)
 
 
 def generate_lookup(model, patcher, prompt, max_bytes, *, draft_size=8, **options):
@@ -203,7 +211,7 @@ MODES = {
         fills_blocks=True,
         paper_calls=2,
         rule="one-step",
-        thresholds={"confidence": 0.3, "entropy": 1.5},
+        thresholds={"confidence": 0.3, "entropy": 1.5, "chained": 0.1},
     ),
     "lookup": Mode(generate_lookup, verified=True, paper_calls=2),
 }
@@ -219,6 +227,7 @@ class Drafting:
     alpha: float | None = None
     gamma: float | None = None
     rounds: str = "ours"
+    copy: int = 0  # bytes that bltdv copies where the text repeats
 
 
 def size_of_blocks(model, options):
@@ -226,23 +235,33 @@ def size_of_blocks(model, options):
     return model.config.block_size if options.block_size is None else options.block_size
 
 
+def rule_of(mode, model, options):
+    """The unmasking rule: the one asked for, else the mode's; BLT-DV chains its cells if it can."""
+    if not options.unmask and mode == "bltdv" and model.config.chain_width:
+        return "chained"
+    return options.unmask or MODES[mode].rule
+
+
 def check_mode(mode, model, options):
     """Raises BadInput where a model can't generate in that mode, or not in such blocks."""
     if MODES[mode].fills_blocks or options.block_size is not None:
-        check_block_size(model, size_of_blocks(model, options))
+        rule = rule_of(mode, model, options)
+        check_block_size(model, size_of_blocks(model, options), rule)
 
 
 def arguments_of(mode, model, options):
     """What the sampler of a mode takes besides sampling, emit and trace -> keyword arguments."""
     known, arguments = MODES[mode], {}
     if known.fills_blocks:
-        rule = options.unmask or known.rule
-        given = {"confidence": options.alpha, "entropy": options.gamma}.get(rule)
+        rule = rule_of(mode, model, options)
+        given = options.gamma if rule == "entropy" else options.alpha
         threshold = known.thresholds.get(rule) if given is None else given
         arguments["block_size"] = size_of_blocks(model, options)
         arguments["unmask"] = Unmask(rule, threshold)
     elif known.verified:
         arguments["draft_size"] = options.draft_size
+    if mode == "bltdv":
+        arguments["copy"] = options.copy
     if known.fills_blocks or known.verified:
         arguments["rounds"] = options.rounds
     return arguments

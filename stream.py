@@ -32,6 +32,7 @@ class Counters:
     decoder: int = 0
     encoder_global: int = 0  # encoder and global model always run together
     entropy: int = 0
+    chain: int = 0  # cells that the chained head drew
     bytes_advanced: int = 0  # bytes taken in; rollbacks take theirs off again
     patches_closed: int = 0  # among these bytes
     prefill: dict = field(default_factory=dict)
@@ -212,11 +213,16 @@ class Stream:
 
     @torch.inference_mode()
     def decode(self, provisional=(), block=()):
+        """Logits (rows + n + K, V) of what `last_rows` computes, and of the same arguments."""
+        return self.model.decoder.head(self.last_rows(provisional, block))
+
+    @torch.inference_mode()
+    def last_rows(self, provisional=(), block=()):
         """One decoder pass over the rows not decoded yet, provisional rows, and a block's cells.
 
         provisional: ids that stand behind the sequence and earlier provisional ones until the next
         advance or rollback. block: K ids, which leave nothing behind. Both read the last latent.
-        -> logits (rows + n + K, V). Raises ValueError for too many.
+        -> the decoder's last rows (rows + n + K, D). Raises ValueError for too many.
         """
         owed = [self.at(i) for i in range(self.decoded, self.length)]
         if owed:

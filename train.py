@@ -21,11 +21,11 @@ import torch
 from tqdm import tqdm
 
 from data import Crops, decode, document_ids, encode
-from diffusion import diffusion_loss, make_blocks
+from diffusion import chain_loss, diffusion_loss, make_blocks
 from generate import Sampling, bits_per_byte, generate, next_byte_loss
 from model import PRESETS
 from patcher import calibrate, find_patches, mean_patch
-from support.machine import keep_memory, product_speed
+from support.machine import flops_per_byte, keep_memory, product_speed
 from support.optim import learning_rate, make_optimizer
 from support.presets import TrainingSettings
 from support.quality import masked_accuracy
@@ -67,15 +67,17 @@ def model_loss(recipe):
     """BLT's loss, as Task.loss_of: next bytes, and once blocks join, hidden cells too.
 
     Blocks join late because next bytes are learned faster alone, and a model that can read learns
-    to fill gaps faster (Fast BLT §3.2 has them from the start: recipe "paper").
+    to fill gaps faster (Fast BLT §3.2 has them from the start: recipe "paper"). A chained head
+    alone has its own loss, as all else stays as it is.
     """
 
     def loss_of(model, ids, closes, generators, done):
         if not recipe.block_size or done < recipe.after:
             loss = clean = next_byte_loss(model(ids[:, :-1], closes), ids)
-        else:
-            blocks = make_blocks(ids, closes, recipe, generators)
-            loss, clean = diffusion_loss(model, ids, closes, blocks, recipe.mask_weight)
+            return loss, clean.detach()
+        blocks = make_blocks(ids, closes, recipe, generators)
+        of_blocks = chain_loss if recipe.chain_only else diffusion_loss
+        loss, clean = of_blocks(model, ids, closes, blocks, recipe)
         return loss, clean.detach()
 
     return loss_of
@@ -209,6 +211,7 @@ def train_patcher(run, train, held_out):
     """
     if run.patcher.needs_entropy:
         settings = PRESETS[run.asked["preset"]].patcher_training
+        settings = settings.trained_by(run.asked["optimizer"])
         ids = torch.cat(train)
         nowhere = torch.zeros(len(ids), dtype=torch.bool)  # there are no patches yet
         crops = Crops(ids, nowhere, settings.length, run.asked["seed"])
@@ -234,6 +237,9 @@ def train_model(run, ids, closes, held_out):
     print(f"model: {sizes}; {run.dtype} on {run.device}, {run.settings.optimizer}")
     s, recipe = run.settings, run.recipe
     crops, loss_of = Crops(ids, closes, s.length, run.asked["seed"]), model_loss(recipe)
+    if recipe.chain_only:
+        run.model.requires_grad_(False)
+        run.model.decoder.chain.requires_grad_(True)
     task = Task("model", run.model, crops, loss_of, s, run.dtype)
     peek = [d[:2048] for d in held_out[:16]]
 
@@ -252,7 +258,7 @@ def train_model(run, ids, closes, held_out):
     trained = run.step * s.length * s.batch * s.accumulate
     # How much of the machine's arithmetic the training used: a number to tune by
     mean = run.results["mean_patch_train"]
-    work = run.model.flops_per_byte(mean, recipe.cells(mean)) * speed
+    work = flops_per_byte(run.model, mean, recipe.cells(mean)) * speed
     run.results |= {"bytes_per_second": speed, "trained_bytes": trained}
     print(
         f"trained {run.step} steps on {trained:,} bytes at {speed:,.0f} bytes/s: "

@@ -8,7 +8,6 @@ No test is timed; this is what is.
 """
 
 import functools
-import os
 import time
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bandwidth import pass_rows, pass_seconds
+from bandwidth import pass_rows
 from data import BOS, OFFSET, VOCAB, Crops, default_corpus, encode
 from diffusion import Recipe
 from evaluation.plots import METHODS
@@ -30,6 +29,7 @@ from stream import Stream
 from support import checkpoint, machine
 from support.optim import make_optimizer
 from support.paper import read_paper, row_name
+from support.passes import pass_seconds
 from support.terminal import BadInput, Parser, number, run, table_of
 from train import Task, model_loss, train_step
 
@@ -75,27 +75,11 @@ def stream_against_prefix(model, patcher, contexts=(512, 2048, 8192), bytes_each
     return [{**row, "against": row["cached"] / rows[1]["cached"]} for row in rows[1:]]
 
 
-@torch.inference_mode()
-def memory_over(model, patcher, total):
-    """Resident memory while a Stream takes in `total` bytes one by one -> rows of (bytes, MB)."""
-    ids, stream, seen = text_ids(total), Stream(model, patcher), []
-    for i in tqdm(range(total), desc="memory", unit="B", leave=False):
-        stream.extend(ids[i : i + 1])
-        if i + 1 in (total // 10, total // 2, total):
-            with open("/proc/self/statm") as file:
-                pages = int(file.read().split()[1])
-            seen.append((i + 1, pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
-    return seen
-
-
 def benchmark_stream(options):
-    """Print what caches save at growing contexts, and that a Stream's memory does not grow."""
+    """Print what caches save at growing contexts."""
     model, patcher = load_model(checkpoint.find(options.checkpoint))
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     print(table_of(stream_against_prefix(model, patcher), STREAM_COLUMNS))
-    if options.bytes and os.path.exists("/proc/self/statm"):
-        seen = memory_over(model, patcher, options.bytes)
-        print("\nresident memory: " + ", ".join(f"{mb:.1f} MB after {n:,} bytes" for n, mb in seen))
 
 
 # ---- train: steps with blocks, and without
@@ -115,7 +99,7 @@ def benchmark_train(options):
         recipe = Recipe(block_size=K, after=0.0)
         model = BLT(replace(preset.model, block_size=K)).init_weights()
         task = Task("model", model, crops, model_loss(recipe), s, dtype)
-        flops[K] = model.flops_per_byte(4.0, recipe.cells(4.0))
+        flops[K] = machine.flops_per_byte(model, 4.0, recipe.cells(4.0))
         works[K] = functools.partial(train_step, task, make_optimizer(model, s), 0, done=0.5)
     medians, _ = machine.median_seconds_in_turn(works, options.steps)
     peak = machine.product_speed(dtype, "cpu")
@@ -268,8 +252,6 @@ def options_from(argv):
     help_ = "the cached Stream against recomputing the prefix"
     add = what.add_parser("stream", help=help_).add_argument
     add("--checkpoint", help="whose Stream (default: the newest model there is)")
-    help_ = "length over which memory is watched; 0 leaves that out"
-    add("--bytes", type=number(int, 0), default=100_000, help=help_)
     help_ = "a training step with blocks against one without"
     add = what.add_parser("train", help=help_).add_argument
     add("--preset", default="tiny", choices=PRESETS, help="size of the model")

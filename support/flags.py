@@ -55,14 +55,16 @@ def add_drafting(parser, rules):
     add("--draft-size", type=number(int, 1, 64), default=8, help=help_)
     help_ = "K, bytes of a block of bltd and bltdv (default: the size trained)"
     add("--block-size", type=int, help=help_)
-    help_ = "which cells a step unmasks (default: confidence for bltd, one-step for bltdv)"
+    help_ = "how a block is filled (default: confidence for bltd, chained or one-step for bltdv)"
     add("--unmask", choices=rules, help=help_)
-    help_ = "threshold of confidence (default: 0.7 for bltd, 0.3 for bltdv)"
+    help_ = "threshold of confidence (bltd 0.7, bltdv 0.3) and of a chained draft (bltdv 0.1)"
     add("--alpha", type=number(float, 0), help=help_)
     help_ = "nats of entropy a step may unmask (default: 1.0 for bltd, 1.5 for bltdv)"
     add("--gamma", type=number(float, 0), help=help_)
     help_ = "paper: encode everything decided before each draft or block, the open patch too"
     add("--rounds", choices=("ours", "paper"), default="ours", help=help_)
+    help_ = "bytes that bltdv drafts by lookup instead where the text repeats; 0: none"
+    add("--copy", type=number(int, 0, 64), default=0, help=help_)
 
 
 def add_mode(parser, modes, rules):
@@ -78,7 +80,7 @@ def training_parser(presets, block_sizes, recipes, patchers):
     help_ = "files and folders to train on (default: Python's standard library)"
     add("--data", nargs="+", metavar="PATH", help=help_)
     add("--preset", choices=presets, help="size of the model (default: tiny)")
-    add("--minutes", type=POSITIVE, help="for everything; fixes the number of steps (default: 8.8)")
+    add("--minutes", type=POSITIVE, help="for everything; fixes the number of steps (default: 8)")
     help_ = "train the model for so many steps instead, the patcher for half as many"
     add("--steps", type=number(int, 1), help=help_)
     help_ = "K, bytes that the decoder learns to fill at once; 0: plain BLT (default: 8)"
@@ -93,6 +95,8 @@ def training_parser(presets, block_sizes, recipes, patchers):
     add("--mask-weight", type=number(float, 0), help="λ, weight of hidden cells in the loss")
     help_ = "share of the steps before blocks join"
     add("--block-after", dest="after", type=number(float, 0, 1), help=help_)
+    help_ = "state of a head that chains the cells of a block, so that neighbours fit; 0: none"
+    add("--chain-width", type=number(int, 0), help=help_)
     add("--patcher", choices=patchers, help="what decides where patches end (default: entropy)")
     help_ = "mean bytes of a patch that the threshold is calibrated to (default: 4)"
     add("--patch-size", type=number(float, 1), help=help_)

@@ -117,3 +117,17 @@ def keep_memory():
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         except (OSError, AttributeError):
             pass  # another libc: only slower
+
+
+def flops_per_byte(model, mean_patch=4.0, cells_per_byte=0.0):
+    """Operations of matrix products to train on one byte, forward and backward.
+
+    cells_per_byte: decoder rows of diffusion blocks beside each clean one.
+    """
+    c, size = model.config, model.sizes()
+    encoder = size["encoder"] - model.encoder.embed.weight.numel()
+    decoder = size["decoder"] - model.decoder.embed.weight.numel()
+    crosses = model.decoder.crosses
+    of_latents = c.patch_vectors * sum(cross.kv.weight.numel() for cross in crosses)
+    rows = (decoder - of_latents) * (1 + cells_per_byte)
+    return 6 * (encoder + rows + (size["global"] + of_latents) / mean_patch)

@@ -42,11 +42,9 @@ class MuonAndAdamW:
     def step(self):
         """Both take a step from the gradients that model's parameters have."""
         for weight, views in self.pieces:
-            gradients = (
-                [None] * len(views) if weight.grad is None else weight.grad.chunk(len(views))
-            )
-            for view, gradient in zip(views, gradients):
-                view.grad = gradient
+            if weight.grad is not None:
+                for view, gradient in zip(views, weight.grad.chunk(len(views))):
+                    view.grad = gradient
         for part in self.parts.values():
             part.step()
 

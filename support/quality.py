@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from data import BOS, MASK
-from generate import ban
+from generate import Sampling, ban
+from speculate import MODES
 from stream import Stream
 
 
@@ -67,3 +68,17 @@ def masked_accuracy(model, patcher, documents, block_size, stride=61):
             nats += F.cross_entropy(logits, truth, reduction="none")
             count += 1
     return (hits / max(1, count)).tolist(), (nats / max(1, count)).tolist()
+
+
+def identical(mode, model, patcher, prompt, plain, made, options):
+    """Is greedy output plain BLT's? True, False, "tie" where rounding decides, None if sampled.
+
+    Verified modes must be identical (Fast BLT §5): a False among them is a bug, and would show
+    here. Sampled output has plain BLT's distribution instead, which one text can't show.
+    """
+    if options.temperature:
+        return None
+    if made.ids == plain.ids or not MODES[mode].verified:
+        return made.ids == plain.ids
+    sampling = Sampling(ignore_eos=options.ignore_eos)
+    return near_tie(model, patcher, prompt, plain.ids, made.ids, sampling) and "tie"

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 
 from data import Corpus, corpus_of
-from diffusion import RECIPES, SIZES, Recipe
+from diffusion import SIZES, check_block_size
 from model import BLT, PRESETS, BLTConfig, model_from
 from patcher import KINDS, Patcher, patcher_from
 from support import checkpoint
 from support.flags import refuse_changes, training_parser
 from support.machine import bfloat16_gain, choose_device, choose_dtype
-from support.presets import ADAMW_RATES, TrainingSettings
+from support.presets import RECIPES, Recipe, TrainingSettings
 from support.terminal import BadInput
 
 # What flags may change of a preset's shape
@@ -73,7 +73,7 @@ def fresh(asked, out, device):
     """A run that begins with nothing."""
     preset, corpus = PRESETS[asked["preset"]], corpus_of(asked["data"])
     torch.manual_seed(asked["seed"])
-    shape = {name: asked[name] for name in ("block_size", *SHAPE)}
+    shape = {name: asked[name] for name in ("block_size", "chain_width", *SHAPE)}
     of_patcher = {name: asked[name] for name in ("max_patch", "reset_at_newline")}
     patcher = Patcher(replace(preset.patcher, kind=asked["patcher"], **of_patcher))
     patcher.model.init_weights()
@@ -88,8 +88,8 @@ def initialised(asked, out, device, saved):
     The patcher stays as it is: other boundaries would make other patches of the same bytes.
     """
     torch.manual_seed(asked["seed"])
-    model, corpus = model_from(saved), corpus_of(asked["data"])
-    model.config.block_size = asked["block_size"]
+    new = {name: asked[name] for name in ("block_size", "chain_width")}
+    model, corpus = model_from(saved, **new), corpus_of(asked["data"])
     patcher, dtype = patcher_from(saved), choose_dtype(asked["dtype"], device)
     run = Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype, "model")
     run.results["mean_patch_held_out"] = saved["results"]["mean_patch_held_out"]
@@ -139,13 +139,10 @@ PARSER = training_parser(PRESETS, (0, *SIZES), RECIPES, KINDS)
 
 def defaults(preset, recipe, optimizer):
     """What is asked for where no flag says otherwise. optimizer: None for the preset's own."""
-    training = asdict(PRESETS[preset].training)
-    if optimizer == "adamw" and training["optimizer"] != optimizer:
-        training |= {"optimizer": optimizer, "lr": ADAMW_RATES[preset]}
     return {
         "data": None,
         "preset": preset,
-        "minutes": 8.8,
+        "minutes": 8.0,
         "steps": None,
         "recipe": recipe,
         "patcher": "entropy",
@@ -154,7 +151,7 @@ def defaults(preset, recipe, optimizer):
         **{name: getattr(PRESETS[preset].model, name) for name in SHAPE},
         "seed": 0,
         "dtype": "auto",
-        **training,
+        **asdict(PRESETS[preset].training.trained_by(optimizer)),
         **asdict(Recipe(**RECIPES[recipe])),
     }
 
@@ -165,6 +162,8 @@ def known_of(saved):
     Raises BadInput for a shape of no preset, whose training settings would be unknown.
     """
     known = {name: saved["config"][name] for name in SHAPE}
+    if saved["config"].get("chain_width"):
+        known["chain_width"] = saved["config"]["chain_width"]
     patcher = saved["patcher_config"]
     known |= {"patcher": patcher["kind"], "max_patch": patcher["max_patch"]}
     known["reset_at_newline"] = patcher.get("reset_at_newline", False)
@@ -172,7 +171,7 @@ def known_of(saved):
     known["patch_size"] = asked.get("patch_size", 4.0)
     if "preset" in asked:
         return {**known, "preset": asked["preset"]}
-    config = {**saved["config"], "block_size": 0}
+    config = {**asdict(BLTConfig(**saved["config"])), "block_size": 0, "chain_width": 0}
     for name, preset in PRESETS.items():
         if asdict(preset.model) == config:
             return {**known, "preset": name}
@@ -199,6 +198,8 @@ def begin(options):
     if not optimizer and bfloat16_gain(device) < 0.5:
         optimizer = "adamw"  # Muon's products are of bfloat16
     if not options.init_from:
+        if recipe == "chain":
+            raise BadInput("--recipe chain adds to a finished model: name it with --init-from")
         preset = given.get("preset", "tiny")
         asked = {**defaults(preset, recipe, optimizer), **given}
         if asked["patch_size"] > asked["max_patch"]:
@@ -210,6 +211,9 @@ def begin(options):
     if not saved["model"]:
         raise BadInput(f"{options.init_from} holds only a patcher: finish that run first")
     known = known_of(saved)
+    if recipe == "chain":  # all else stays as it is
+        check_block_size(model_from(saved), saved["config"]["block_size"])
+        known["block_size"] = saved["config"]["block_size"]
     refuse_changes(PARSER, given, known, f"contradicts {options.init_from}, which has")
     asked = {**defaults(known["preset"], recipe, optimizer), **known, **given}
     recipe_of(asked)

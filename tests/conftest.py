@@ -94,7 +94,7 @@ def corpus_file(tmp_path_factory):
 def trained_file(corpus_file, tmp_path_factory):
     """A nano checkpoint trained for seconds: low margins between bytes, as real models have."""
     path = tmp_path_factory.mktemp("trained") / "nano.pt"
-    options = ["--preset", "nano", "--steps", "150", "--dtype", "float32"]
+    options = ["--preset", "nano", "--steps", "150", "--dtype", "float32", "--chain-width", "16"]
     train.main([*options, "--data", str(corpus_file), "--out", str(path)])
     return path
 

@@ -9,10 +9,7 @@ from conftest import ROOT, make_models
 
 import bandwidth
 from bandwidth import (
-    PassSeconds,
-    break_even,
     pass_rows,
-    pass_seconds,
     predicted_seconds,
     read_paper,
     recompute,
@@ -21,6 +18,7 @@ from bandwidth import (
 from speculate import MODES
 from stream import Counters
 from support.paper import PAPER_SIZES, fit_sizes
+from support.passes import PassSeconds, pass_seconds
 from support.terminal import BadInput
 
 ROWS = recompute(read_paper())
@@ -171,25 +169,14 @@ def test_predicted_seconds_by_hand():
     check("bltd", 16, 3 * 32 + 4 * 16, 42, 0.32, decoder=7, rounds=3, entropy=2, **taken)
     # 5 rounds: 5 first passes of 17 rows, 2 further steps of 16, 5 verifications of 17
     decoding = 5 * 17 + 2 * 16 + 5 * 17
-    check("bltdv", 16, decoding, 42, 0.85, decoder=12, rounds=5, entropy=5, **taken)
+    check("bltdv", 16, decoding, 42, 0.85, decoder=12, rounds=5, drafted=80, entropy=5, **taken)
+    # drafts that stopped early: 3 bytes on average
+    decoding = 5 * 17 + 2 * 16 + 5 * 4
+    check("bltdv", 16, decoding, 42, 0.2, decoder=12, rounds=5, drafted=15, entropy=5, **taken)
     # 5 rounds of 4 drafted bytes, a row each, and 5 verifications of 5 rows
-    check("blts", 4, 20 + 5 * 5, 42, 0.25, decoder=25, rounds=5, entropy=5, **taken)
-    check("lookup", 8, 5 * 9, 42, 0.45, decoder=5, rounds=5, entropy=5, **taken)
+    check("blts", 4, 20 + 5 * 5, 42, 0.25, decoder=25, rounds=5, drafted=20, entropy=5, **taken)
+    check("lookup", 8, 5 * 9, 42, 0.45, decoder=5, rounds=5, drafted=40, entropy=5, **taken)
     check("bltd", 4, 2 * 8, 0, 0.04, decoder=2, rounds=2, entropy=1)  # no patch closed
-
-
-def test_break_even_by_hand():
-    times = known_times()
-    plain = 1 + 0.01 + 11 / 4
-    blts = (4 * 1 + 5 + 0.05 + 11) / plain
-    lookup = (5 + 0.05 + 11) / plain
-    bltdv = (9 + 9 + 0.09 + 11) / plain
-    assert break_even(times, 4.0, 4, 8) == [
-        ("blts", 4, pytest.approx(blts)),
-        ("lookup", 4, pytest.approx(lookup)),
-        ("bltdv", 8, pytest.approx(bltdv)),
-    ]
-    assert [row[0] for row in break_even(times, 4.0, 4, 0)] == ["blts", "lookup"]
 
 
 def test_pass_times_leave_the_arithmetic_consistent():
@@ -212,6 +199,9 @@ def test_every_setting_of_the_appendix_that_a_model_can_run():
     names = [f"{mode} {name}" for mode, name, _ in trained[5:]]
     assert "bltd K=4 confidence 0.7" in names and "bltdv K=8 one-step" in names
     assert len(names) == 2 * (5 + 4) and not any("K=16" in name for name in names)
+    chained = settings_of(make_models(0, block_size=8, chain_width=6)[0])
+    assert len(chained) == len(trained) + 5
+    assert "bltdv chained, copy 16" in [f"{mode} {name}" for mode, name, _ in chained]
 
 
 MEASURED = {
@@ -231,7 +221,7 @@ def test_measuring_a_checkpoint_gives_the_documented_keys(trained_file, tmp_path
     assert rows[0]["mode"] == "blt" and rows[0]["decrease"] == 0
     assert rows[0]["decoder_nfes"] == 11
     lossless = [r for r in rows if r["mode"] == "blt" or MODES[r["mode"]].verified]
-    assert all(r["agreement"] == 1 for r in lossless) and len(rows) == 23
+    assert all(r["agreement"] == 1 for r in lossless) and len(rows) == 28
     for row in rows:
         parts = sum(row[f"seconds_{part}"] for part in ("decoder", "encoder_global", "patcher"))
         seconds = 12 / row["bytes_per_second"]

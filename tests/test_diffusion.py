@@ -1,6 +1,8 @@
 """diffusion.py: what is hidden, what is lost, and generation against slow twins."""
 
 import math
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from diffusion import (
     Blocks,
     Recipe,
     Unmask,
-    block_logits,
+    chain_loss,
+    chained_head,
+    chained_nats,
     check_block_size,
     confidence,
     denoise,
@@ -23,7 +27,7 @@ from diffusion import (
     make_blocks,
     one_step,
 )
-from generate import Sampling, ban
+from generate import Sampling, ban, distribution
 from patcher import find_patches
 from stream import Stream
 from support.quality import masked_accuracy
@@ -45,6 +49,12 @@ def text_and_blocks(patcher, n=60, recipe=None, seed=0, rows=1):
     ids = torch.stack([random_ids(n + 1, seed + row) for row in range(rows)])
     closes = torch.stack([patcher.closes(row)[:n] for row in ids])
     return ids, closes, make_blocks(ids, closes, recipe, generators(rows, seed))
+
+
+def block_logits(model, ids, closes, blocks):
+    """One forward over text ids (B, N + 1) and blocks -> logits (B, N, V) and (B, P, V)."""
+    logits = model(ids[:, :-1], closes, blocks)
+    return logits[:, : closes.shape[1]], logits[:, closes.shape[1] :]
 
 
 # ---- a block knows what was there before it
@@ -307,7 +317,8 @@ def test_the_loss_equals_a_slow_loop_over_the_papers_equations(name, K):
     ids, closes, blocks = text_and_blocks(patcher, n=40, recipe=recipe, seed=7, rows=3)
     assert blocks.masked.any(1).all() and (blocks.positions > 40).any()
     for mask_weight in (recipe.mask_weight, 0.0, 3.0):
-        loss, clean = diffusion_loss(model, ids, closes, blocks, mask_weight)
+        weighted = replace(recipe, mask_weight=mask_weight)
+        loss, clean = diffusion_loss(model, ids, closes, blocks, weighted)
         by_hand, clean_by_hand = slow_loss(model, patcher, ids, closes, blocks, mask_weight)
         assert loss.item() == pytest.approx(by_hand, rel=1e-5)
         assert clean.item() == pytest.approx(clean_by_hand, rel=1e-5)
@@ -330,9 +341,127 @@ def test_the_loss_of_a_batch_made_by_hand():
     clean = -sum(logits[i, id_] for i, id_ in enumerate((104, 105, 106, 107))) / 4
     hidden = -(2 * logits[4, 104] + 4 * logits[6, 107]) / 4
     for weight in (1.0, 2.5):
-        loss, only_clean = diffusion_loss(model, ids, closes, blocks, weight)
+        loss, only_clean = diffusion_loss(model, ids, closes, blocks, Recipe(2, mask_weight=weight))
         assert loss.item() == pytest.approx((clean + weight * hidden).item(), rel=1e-6)
         assert only_clean.item() == pytest.approx(clean.item(), rel=1e-6)
+
+
+# ---- the chained head
+
+
+@torch.no_grad()
+def test_the_chained_loss_equals_a_slow_loop():
+    """Wholly masked blocks alone, each cell behind the true bytes before it; the term adds to the
+    others with the same weight.
+    """
+    model, patcher = make_models(3, chain_width=6)
+    decoder, K = model.decoder, 4
+    recipe = Recipe(K, full_share=0.5, cells_per_byte=2.0, mask_weight=2.0)
+    ids, closes, blocks = text_and_blocks(patcher, n=40, recipe=recipe, seed=7, rows=2)
+    rows, nats, whole = model.last_rows(ids[:, :-1], closes, blocks)[:, 40:], 0.0, 0
+    for b in range(2):
+        for c in range(0, blocks.ids.shape[1], K):
+            if not blocks.masked[b, c : c + K].all():
+                continue
+            start, whole = int(blocks.starts[b, c]), whole + 1
+            state = torch.zeros(1, 1, 6, dtype=torch.float64)
+            for j in range(K):
+                x = torch.cat([rows[b, c + j], decoder.chain.embed(ids[b, start + j - 1])])
+                out, state = decoder.chain.gru(x[None, None], state)
+                logits = decoder.head(rows[b, c + j] + decoder.chain.out(out[0, 0]))
+                nats -= logits.log_softmax(-1)[ids[b, start + j]].item()
+    assert 3 < whole < blocks.ids.shape[1] // K * 2
+    assert chained_nats(decoder, rows, ids, blocks, K).item() == pytest.approx(nats, rel=1e-5)
+    loss, _ = diffusion_loss(model, ids, closes, blocks, recipe)
+    without, _ = slow_loss(model, patcher, ids, closes, blocks, 2.0)
+    assert loss.item() == pytest.approx(without + 2 * nats / 80, rel=1e-5)
+    alone, _ = chain_loss(model, ids, closes, blocks, recipe)
+    assert alone.item() == pytest.approx(nats / (K * whole), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed, K, width", [(0, 1, 6), (1, 4, 6), (2, 8, 20)])
+def test_cells_drawn_one_by_one_are_those_of_the_module(seed, K, width):
+    """The head's products taken apart and put in advance, against nn.GRU over the whole block."""
+    model, _ = make_models(seed, chain_width=width)
+    decoder = model.decoder
+    rows = torch.randn(K, 32, dtype=torch.float64)
+    for sampling in (Sampling(0.9, 0.8), Sampling(1.0, ignore_eos=True), Sampling()):
+        ids, q = chained_head(decoder)(rows, 110, sampling)
+        before = torch.tensor([[110, *ids[:-1]]])
+        with torch.no_grad():
+            logits = decoder.head(decoder.chain(rows[None], before))[0]
+        p = distribution(logits, sampling)
+        if sampling.temperature:
+            assert torch.allclose(q, p, atol=1e-12) and (q[range(K), ids] > 0).all()
+        else:
+            assert q is None and ids == p.argmax(-1).tolist()
+
+
+def test_a_chained_draft_stops_where_it_is_unsure():
+    """Behind the first cell at which the probabilities together fall below the threshold."""
+    model, _ = make_models(1, chain_width=6)
+    rows = torch.randn(8, 32, dtype=torch.float64)
+    draw_cells, lengths = chained_head(model.decoder), []
+    whole, _ = draw_cells(rows, 110, Sampling())
+    with torch.no_grad():
+        before = torch.tensor([[110, *whole[:-1]]])
+        logits = ban(model.decoder.head(model.decoder.chain(rows[None], before))[0], Sampling())
+    sure = logits.softmax(-1).amax(-1).cumprod(0)
+    for threshold in (0.0, *(sure * 1.01).tolist()):
+        ids, _ = draw_cells(rows, 110, Sampling(), threshold)
+        assert ids == whole[: len(ids)]
+        assert len(ids) == min(8, 1 + int((sure >= threshold).sum()))
+        lengths.append(len(ids))
+    assert lengths == [8, 1, 2, 3, 4, 5, 6, 7, 8]
+    ids, q = draw_cells(rows, 110, Sampling(1.0, seed=3), 0.5)
+    assert len(q) == len(ids) < 8
+
+
+def test_what_is_drawn_is_what_q_says(monkeypatch):
+    """Pairs of cells over three bytes, many times, against the product of their q."""
+    model, _ = make_models(4, chain_width=6)
+    decoder = model.decoder
+    some, rows = [100, 101, 102], torch.randn(2, 32, dtype=torch.float64)
+    sampling, counts, expected, trials = Sampling(2.0, seed=3), Counter(), {}, 2000
+
+    def of_three(logits, sampling):
+        others = torch.full((260,), -math.inf).index_fill(0, torch.tensor(some), 0.0)
+        return distribution(logits + others, sampling)
+
+    monkeypatch.setattr(diffusion, "distribution", of_three)
+    draw_cells = chained_head(decoder)
+    for _ in range(trials):
+        ids, q = draw_cells(rows, 99, sampling)
+        counts[tuple(ids)] += 1
+        p = expected.setdefault(tuple(ids), (q[0, ids[0]] * q[1, ids[1]]).item())
+        assert p == pytest.approx((q[0, ids[0]] * q[1, ids[1]]).item())
+    assert len(expected) == 9 and sum(expected.values()) == pytest.approx(1.0)
+    seconds = {pair[0]: q for pair, q in expected.items() if pair[1] == 100}
+    firsts = {a: sum(expected[a, b] for b in some) for a in some}
+    shares = [seconds[a] / firsts[a] for a in some]
+    assert max(shares) - min(shares) > 0.01, "the second cell should depend on the first"
+    chi_square = sum((counts[k] - p * trials) ** 2 / (p * trials) for k, p in expected.items())
+    assert chi_square < 8 + 4 * 16**0.5, "beyond four standard deviations"
+
+
+def test_a_chained_block_costs_one_pass_and_its_cells():
+    model, patcher = make_models(1, block_size=8, chain_width=6)
+    how = {"block_size": 4, "unmask": Unmask("chained", None), "sampling": ENDLESS}
+    made = generate_bltd(model, patcher, [100, 104], 24, **how)
+    c, size = made.counters, model.sizes()
+    assert c.decoder == c.rounds == 6 and c.chain == 24
+    head = sum(p.numel() for p in model.decoder.chain.parameters())
+    assert size["chain"] == head > 0
+    together = size["encoder"] + size["global"]
+    by_hand = 2 * (6 * size["decoder"] + c.encoder_global * together + 24 * head) / 1e9
+    assert made.gigabytes() == pytest.approx(by_hand)
+    assert sum(size.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_a_model_without_a_chained_head_says_how_to_get_one():
+    model, patcher = make_models(1, block_size=8)
+    with pytest.raises(BadInput, match="no chained head.*--recipe chain"):
+        generate_bltd(model, patcher, [], 4, block_size=4, unmask=Unmask("chained", None))
 
 
 # ---- unmasking

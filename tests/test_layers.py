@@ -13,7 +13,6 @@ from layers import (
     attend,
     attend_window,
     causal,
-    lay_out_by_column,
     rotary,
     rotate,
     run_layers,
@@ -191,18 +190,6 @@ def test_rows_that_were_let_go_are_refused():
         cache.view(first, 16)
     with pytest.raises(ValueError, match="no longer held"):
         cache.view(40, 16)
-
-
-def test_weights_laid_out_by_column_are_the_same(stack):
-    x = normal(1, 12, WIDTH, seed=4)
-    view = WholeView.causal(12, WIDTH // HEADS, BASE, x)
-    before = run_layers(stack, x, view)
-    lay_out_by_column(stack)
-    assert stack[0].qkv.weight.stride() == (1, 3 * WIDTH)
-    assert torch.allclose(run_layers(stack, x, view), before, atol=1e-12)
-
-
-# ---- run
 
 
 def test_it_draws_the_rule(capsys):

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from conftest import make_models, random_ids
+from torch.nn import RMSNorm
 
 import model as modelling
 from data import PAD
@@ -17,10 +18,13 @@ from model import (
     bytes_of_patches,
     latent_read,
     load_model,
+    model_from,
     ngram_entries,
 )
-from patcher import fill_patches
+from patcher import fill_patches, patcher_from
 from support import checkpoint
+from support.lean import make_lean
+from support.machine import flops_per_byte
 from support.terminal import BadInput
 
 # ---- sizes
@@ -80,7 +84,7 @@ def test_operations_for_a_byte_count_rows_of_blocks():
     )
     for cells in (0.0, 0.5, 2.0):
         by_hand = 6 * (encoder + (decoder - keys) * (1 + cells) + (globe + keys) / 4)
-        assert model.flops_per_byte(4.0, cells) == pytest.approx(by_hand)
+        assert flops_per_byte(model, 4.0, cells) == pytest.approx(by_hand)
 
 
 # ---- causality
@@ -151,12 +155,29 @@ def test_ngram_entries_against_a_loop():
             assert entries[i, table].item() == wrapped % 97 + table * 97
 
 
+@pytest.mark.parametrize("kind", ["entropy", "stride"])
+def test_a_lean_model_is_the_same_function(kind):
+    """Gains folded into the matrices behind them: the same logits, and the same entropies."""
+    model, patcher = make_models(6, kind=kind, block_size=4, chain_width=6)
+    ids = random_ids(60, 3)
+    closes = patcher.closes(ids)[None]
+    expected, H = model(ids[None], closes), patcher.entropies(ids)
+    keys = model.decoder.latent_keys(model.latents(ids[None], closes))
+    make_lean(model)
+    make_lean(patcher)
+    assert not [m for part in (model, patcher) for m in part.modules() if isinstance(m, RMSNorm)]
+    assert torch.allclose(model(ids[None], closes), expected, atol=1e-11)
+    assert torch.allclose(patcher.entropies(ids), H, atol=1e-11)
+    lean = model.decoder.latent_keys(model.latents(ids[None], closes))
+    assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(keys, lean))
+
+
 # ---- checkpoints
 
 
-def test_load_model_gives_what_was_saved(trained_file):
-    model, patcher = load_model(trained_file)
+def test_model_from_gives_what_was_saved(trained_file):
     saved = checkpoint.load(trained_file)
+    model, patcher = model_from(saved), patcher_from(saved)
     assert not model.training and not patcher.training
     assert asdict(model.config) == saved["config"]
     assert asdict(patcher.config) == saved["patcher_config"]
@@ -166,11 +187,35 @@ def test_load_model_gives_what_was_saved(trained_file):
         assert all(torch.equal(state[k], weights[k]) for k in state)
 
 
+def test_load_model_is_the_same_function(trained_file):
+    saved, ids = checkpoint.load(trained_file), random_ids(80, 2)
+    model, patcher = load_model(trained_file)
+    slow, slow_patcher = model_from(saved).double(), patcher_from(saved).double()
+    closes = slow_patcher.closes(ids)[None]
+    assert not model.training and not patcher.training
+    assert torch.allclose(model.double()(ids[None], closes), slow(ids[None], closes), atol=1e-4)
+
+
+def test_a_chained_head_is_new_where_there_was_none(trained_file):
+    """And begins by changing nothing; one that is there stays."""
+    saved = checkpoint.load(trained_file)
+    rows, before = torch.randn(2, 4, 64), torch.full((2, 4), 100)
+    assert not torch.equal(model_from(saved).decoder.chain(rows, before), rows)
+    saved["config"].pop("chain_width")
+    saved["model"] = {k: v for k, v in saved["model"].items() if "chain" not in k}
+    assert model_from(saved).decoder.chain is None
+    torch.manual_seed(0)
+    new = model_from(saved, chain_width=10)
+    assert new.config.chain_width == 10 and torch.equal(new.decoder.chain(rows, before), rows)
+    state = new.state_dict()
+    assert all(torch.equal(state[k], saved["model"][k]) for k in saved["model"])
+
+
 def test_a_checkpoint_of_version_1_loads(trained_file, tmp_path):
     """Written with the words of that time, and without what came later."""
     saved = checkpoint.load(trained_file)
     words = {"threshold": "theta", "rope_base": "rope_theta", "ngram_table_size": "hash_rows"}
-    later = ("chain_width", "reset_at_newline")
+    later = ("reset_at_newline",)
     written = dict(saved, format="fast-blt", version=1)
     for part in ("config", "patcher_config"):
         config = {words.get(k, k): v for k, v in saved[part].items() if k not in later}

@@ -13,7 +13,8 @@ from sample import as_json, identical, options_from, paper_calls, sampling_of
 from stream import Counters
 from support.show import printer, summary
 
-SIZES = {"encoder": 30, "global": 400, "decoder": 50, "ngram_tables": 10**9, "patcher": 7}
+SIZES = {"encoder": 30, "global": 400, "decoder": 50, "chain": 2}
+SIZES |= {"ngram_tables": 10**9, "patcher": 7}
 
 
 def made_up(ids=(101, 103), **counted):

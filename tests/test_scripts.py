@@ -75,7 +75,7 @@ def test_train_then_sample(corpus_file, tmp_path):
     assert "round   1" in trace and "step  1" in trace and "\x1b" not in trace
     compare = ["sample.py", "--compare", *ask, "--ignore-eos"]
     table = script(*compare, cwd=tmp_path).stdout.decode()
-    assert all(f"{mode} " in table for mode in MODES) and "wins above" in table
+    assert all(f"{mode} " in table for mode in MODES)
     lines = script(*compare, "--json", cwd=tmp_path).stdout.decode().splitlines()
     rows = [json.loads(line) for line in lines]
     assert all(set(row) == {*KEYS.split(), "identical_to_blt"} for row in rows) and len(rows) == 5

@@ -32,6 +32,7 @@ from support.quality import near_tie
 from support.terminal import BadInput
 
 RULES = [Unmask("one-step", None), Unmask("confidence", 0.3), Unmask("entropy", 1.5)]
+RULES.append(Unmask("chained", 0.01))
 ENDLESS = Sampling(ignore_eos=True)
 
 
@@ -47,6 +48,8 @@ def every_lossless_mode(
             drafting = {"block_size": K, "unmask": rule}
             made = generate_bltdv(model, patcher, prompt, n, **drafting, **options)
             yield f"bltdv {K} {rule.rule}", made
+    drafting = {"block_size": block_sizes[-1], "unmask": RULES[3], "copy": 11}
+    yield "bltdv copy", generate_bltdv(model, patcher, prompt, n, **drafting, **options)
     yield "lookup", generate_lookup(model, patcher, prompt, n, draft_size=6, **options)
 
 
@@ -58,7 +61,13 @@ FEW = {"draft_sizes": (3, 8), "block_sizes": (8,)}
 
 def check_greedy_bytes(seed, max_patch, mean, window, rounds, **sizes):
     """Every lossless mode against repeated full forwards, and its encoder/global calls."""
-    shape = {"window": window, "max_patch": max_patch, "mean": mean, "block_size": 8}
+    shape = {
+        "window": window,
+        "max_patch": max_patch,
+        "mean": mean,
+        "block_size": 8,
+        "chain_width": 6,
+    }
     model, patcher = make_models(seed, **shape)
     for prompt in ([], random_ids(30, seed)[1:].tolist()):
         plain = generate_uncached(model, patcher, prompt, 50, ENDLESS)
@@ -89,7 +98,7 @@ def test_the_papers_rounds_write_the_same_bytes_at_two_calls_each(seed, max_patc
 
 def test_the_papers_drafts_differ_from_ours():
     """The open patch's latent matters: else the paper's rounds would show nothing."""
-    model, patcher = make_models(3, mean=7.0, block_size=8)
+    model, patcher = make_models(3, mean=7.0, block_size=8, chain_width=6)
     accepted = []
     for rounds in ("ours", "paper"):
         how = {"rounds": rounds, "sampling": ENDLESS, **FEW}
@@ -111,7 +120,7 @@ def test_greedy_bytes_are_plain_blts_on_a_trained_model(trained):
 
 
 def test_eos_and_the_byte_budget_hold_to_the_byte():
-    model, patcher = make_models(4, block_size=8)
+    model, patcher = make_models(4, block_size=8, chain_width=6)
     with torch.no_grad():
         model.decoder.head.weight[EOS] = model.decoder.head.weight[104] * 1.3
     ended = []
@@ -131,7 +140,7 @@ def test_eos_and_the_byte_budget_hold_to_the_byte():
 
 @pytest.mark.parametrize("rounds", ["ours", "paper"])
 def test_counters_equal_passes_really_run(rounds):
-    model, patcher = make_models(1, block_size=8)
+    model, patcher = make_models(1, block_size=8, chain_width=6)
     ran = count_passes(model, patcher)
     how = {"rounds": rounds, "sampling": ENDLESS}
     for name, made in every_lossless_mode(model, patcher, [100, 101, 102], 40, **how):
@@ -190,7 +199,7 @@ def test_drafts_of_any_bytes_change_nothing_and_leave_the_stream_as_new(trained,
 
 def test_a_trace_sees_every_round():
     """What was taken in for good, what of it was drafted, and the model's own byte behind it."""
-    model, patcher = make_models(1, block_size=8)
+    model, patcher = make_models(1, block_size=8, chain_width=6)
     seen, steps = [], []
 
     class Spy:
@@ -367,6 +376,8 @@ SAMPLERS = {
     "blts": (generate_blts, {"draft_size": 2}),
     "one-step": (generate_bltdv, {"block_size": 4, "unmask": RULES[0]}),
     "confidence": (generate_bltdv, {"block_size": 4, "unmask": RULES[1]}),
+    "chained": (generate_bltdv, {"block_size": 4, "unmask": RULES[3], "copy": 0}),
+    "copy": (generate_bltdv, {"block_size": 4, "unmask": RULES[3], "copy": 4}),
     "lookup": (generate_lookup, {"draft_size": 2}),
 }
 MODES_AND_ROUNDS = [(mode, "ours") for mode in SAMPLERS] + [("blts", "paper")]
@@ -375,7 +386,7 @@ MODES_AND_ROUNDS = [(mode, "ours") for mode in SAMPLERS] + [("blts", "paper")]
 @pytest.mark.parametrize("mode, rounds", MODES_AND_ROUNDS)
 def test_sampling_end_to_end_has_plain_blts_distribution(mode, rounds):
     """Low top-p: the first bytes of many runs, in bins, against plain sampling's probabilities."""
-    model, patcher = make_models(7, block_size=4)
+    model, patcher = make_models(7, block_size=4, chain_width=6)
     prompt, trials, exact = [100, 104, 100, 104, 100], 300, Counter()
     sampling = Sampling(1.2, 0.35, True)
 
@@ -409,6 +420,8 @@ def test_sampling_end_to_end_has_plain_blts_distribution(mode, rounds):
 def test_lookup_copies_what_followed():
     text = [BOS, *encode(b"the cat sat; the c")]
     assert draft_lookup(None, text, text[-1:], 4, Sampling()) == (encode(b"at s"), None)
+    text = [BOS, *encode(b"the the the")]  # what follows is cut short, and goes round
+    assert draft_lookup(None, text, text[-1:], 9, Sampling()) == (encode(b" the the "), None)
     text = [BOS, *encode(b"abc")]
     assert draft_lookup(None, text, text[-1:], 4, Sampling()) == ([], None)
 
@@ -419,7 +432,7 @@ def test_lookup_copies_what_followed():
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_runs_as_its_table_says(mode):
     """run_mode passes on exactly what the sampler takes; defaults are the mode's own."""
-    model, patcher = make_models(2, block_size=4)
+    model, patcher = make_models(2, block_size=4, chain_width=6)
     plain = generate(model, patcher, [104], 30, sampling=ENDLESS).ids
     for drafting in (Drafting(), Drafting(5, 3, "entropy", gamma=0.5, rounds="paper")):
         check_mode(mode, model, drafting)
@@ -434,16 +447,21 @@ def test_a_mode_runs_as_its_table_says(mode):
 
 def test_thresholds_of_modes_are_their_own_unless_given():
     """Confidence takes α, entropy γ; each mode has its own defaults."""
-    model, _ = make_models(0, block_size=4)
+    model, _ = make_models(0, block_size=4, chain_width=6)
 
     def unmask(mode, **given):
         return speculating.arguments_of(mode, model, Drafting(**given))["unmask"]
+
+    without, _ = make_models(0, block_size=4)
+    assert speculating.rule_of("bltdv", without, Drafting()) == "one-step"
 
     assert unmask("bltd") == Unmask("confidence", 0.7)
     assert unmask("bltd", unmask="entropy") == Unmask("entropy", 1.0)
     assert unmask("bltd", alpha=0.2, gamma=9) == Unmask("confidence", 0.2)
     assert unmask("bltd", alpha=0.0) == Unmask("confidence", 0.0)
-    assert unmask("bltdv") == Unmask("one-step", None)
+    assert unmask("bltdv") == Unmask("chained", 0.1)
+    assert unmask("bltdv", alpha=0.3) == Unmask("chained", 0.3)
+    assert unmask("bltd", unmask="chained") == Unmask("chained", None), "its blocks stay whole"
     assert unmask("bltdv", unmask="confidence") == Unmask("confidence", 0.3)
     assert unmask("bltdv", unmask="entropy") == Unmask("entropy", 1.5)
     assert unmask("bltdv", unmask="entropy", gamma=0.4, alpha=9) == Unmask("entropy", 0.4)
@@ -451,7 +469,7 @@ def test_thresholds_of_modes_are_their_own_unless_given():
 
 def test_modes_that_a_model_cannot_run_are_refused():
     plain, _ = make_models(0)
-    small, _ = make_models(0, block_size=4)
+    small, _ = make_models(0, block_size=4, chain_width=6)
     for mode, model, drafting in (
         ("bltd", plain, Drafting()),
         ("bltdv", plain, Drafting()),
@@ -460,6 +478,10 @@ def test_modes_that_a_model_cannot_run_are_refused():
     ):
         with pytest.raises(BadInput, match="block-size|blocks of up to"):
             check_mode(mode, model, drafting)
+    without, _ = make_models(0, block_size=4)
+    check_mode("bltdv", without, Drafting())
+    with pytest.raises(BadInput, match="no chained head"):
+        check_mode("bltdv", without, Drafting(unmask="chained"))
     for mode in ("blt", "blts", "lookup"):
         check_mode(mode, plain, Drafting())
 

@@ -10,7 +10,6 @@ from test_scripts import refused
 
 import sample
 import train
-from bandwidth import PassSeconds
 from data import corpus_of, document_ids
 from evaluation.plots import MARKERS
 from model import load_model
@@ -19,6 +18,7 @@ from scripts import benchmark, export, figures
 from scripts.benchmark import DECODER_ROWS, PATCHES, passes_of, priced_paper, seconds_of
 from support import checkpoint
 from support.paper import read_paper, recompute
+from support.passes import PassSeconds
 from support.terminal import BadInput
 
 # ---- benchmark

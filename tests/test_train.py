@@ -4,11 +4,13 @@ import copy
 import heapq
 import pathlib
 import signal
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import make_models, random_ids
+from conftest import ROOT, make_models, random_ids
 
 import train
 from data import BOS, EOS, Corpus, Crops, document_ids
@@ -137,6 +139,32 @@ def test_block_training_starts_from_a_plain_model(text_file, tmp_path):
     for flag, value in (("--preset", "tiny"), ("--patcher", "space"), ("--decoder-layers", "5")):
         with pytest.raises(BadInput, match=f"{flag} {value} contradicts"):
             train.main([*begin, flag, value])
+
+
+def test_the_chain_recipe_trains_the_head_alone(text_file, tmp_path):
+    """Onto a finished BLT-D; all that it had stays bit for bit, patches too."""
+    plain, blocks, chained = (tmp_path / f"{name}.pt" for name in ("plain", "blocks", "chained"))
+    train.main(options(text_file, plain, "--block-size", "0"))
+    begin = ["--data", str(text_file), "--steps", "4", "--recipe", "chain", "--out", str(chained)]
+    with pytest.raises(BadInput, match="name it with --init-from"):
+        train.main(begin)
+    begin += ["--init-from"]
+    with pytest.raises(BadInput, match="plain BLT"):
+        train.main([*begin, str(plain)])
+    train.main(options(text_file, blocks, "--block-size", "4"))
+    with pytest.raises(BadInput, match="--block-size 8 contradicts"):
+        train.main([*begin, str(blocks), "--block-size", "8"])
+    for optimizer in ("muon", "adamw"):
+        train.main([*begin, str(blocks), "--chain-width", "12", "--optimizer", optimizer])
+        a, b = checkpoint.load(blocks), checkpoint.load(chained)
+        assert b["config"] == {**a["config"], "chain_width": 12}
+        assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+        new = {k: x for k, x in b["model"].items() if k not in a["model"]}
+        assert new and all("decoder.chain" in k for k in new)
+        assert new["decoder.chain.out.weight"].abs().sum() > 0, "it begins at zero and has learned"
+    # Whoever goes on from there keeps the head, and can't ask for another.
+    with pytest.raises(BadInput, match="--chain-width 96 contradicts"):
+        train.main([*begin, str(chained), "--chain-width", "96"])
 
 
 def test_resume_refuses_what_the_run_did_not_begin_with(text_file, tmp_path):
@@ -297,13 +325,13 @@ def test_minutes_become_a_number_of_steps_that_is_kept(text_file, tmp_path):
 @pytest.mark.parametrize("recipe, starts", [("ours", "any"), ("paper", "patch")])
 def test_the_speed_printed_counts_rows_of_blocks(text_file, tmp_path, monkeypatch, recipe, starts):
     """Guards: no block rows in the paper's recipe's GFLOP/s."""
-    asked, real = [], BLT.flops_per_byte
+    asked, real = [], train.flops_per_byte
 
     def watched(self, mean_patch, cells_per_byte):
         asked.append((mean_patch, cells_per_byte))
         return real(self, mean_patch, cells_per_byte)
 
-    monkeypatch.setattr(BLT, "flops_per_byte", watched)
+    monkeypatch.setattr(train, "flops_per_byte", watched)
     out = tmp_path / "x.pt"
     train.main(options(text_file, out, "--recipe", recipe, "--block-size", "8"))
     saved = checkpoint.load(out)
@@ -334,6 +362,15 @@ def test_bad_recipes_are_refused_before_anything_is_read(text_file, trained_file
     for begin in (["--data", "gone"], ["--init-from", str(trained_file), "--data", "gone"]):
         with pytest.raises(BadInput, match="--cells-per-byte 0"):
             train.main([*begin, "--cells-per-byte", "0"])
+
+
+@pytest.mark.slow
+def test_the_default_run_ends_within_ten_minutes(tmp_path):
+    """All of it, on two cores, as the README promises; in a process that takes all threads."""
+    out = tmp_path / "x.pt"
+    command = [sys.executable, str(ROOT / "train.py"), "--out", str(out)]
+    subprocess.run(command, timeout=600, check=True)
+    assert checkpoint.load(out)["results"]["validation_bits_per_byte"] < 1.75
 
 
 # ---- the optimiser

@@ -1,0 +1,74 @@
+"""Seconds of single passes of a model, measured."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data import BOS, default_corpus, encode
+from stream import Stream
+from support.machine import median_seconds_in_turn
+
+
+@dataclass
+class PassSeconds:
+    """Seconds of single passes of one stream, medians.
+
+    decoder[n] and patcher[n] for n rows, encoder_global[M] for M patches. spread: how far
+    repeated times of a pass scatter, the largest of all.
+    """
+
+    decoder: dict
+    patcher: dict
+    encoder_global: dict
+    spread: float
+
+    def rows(self, part, n):
+        """Seconds of a decoder or patcher pass over n rows on average, between those timed."""
+        return float(np.interp(n, *zip(*sorted(getattr(self, part).items()))))
+
+    def patches(self, m):
+        """Seconds of an encoder/global pass over m patches on average, on the line through 1, 2."""
+        first, second = self.encoder_global[1], self.encoder_global[2]
+        return first + (m - 1) * (second - first)
+
+
+@torch.inference_mode()
+def pass_seconds(model, patcher, rows, patches=(1, 2), context=512, repeats=20):
+    """Time single passes of a Stream at `context` bytes -> PassSeconds.
+
+    They are timed in turn, as a generation runs them: repeated alone, each would find its weights
+    in the CPU's caches. rows, patches: how many a pass takes, each timed for itself.
+    """
+    stream = Stream(model, patcher)
+    text = b"".join(data for _, data in default_corpus().documents[:20])
+    stream.prefill([BOS, *encode(text[:context])])
+
+    def decoder_pass(n):
+        stream.provisional = 0
+        stream.decode([100] * n)
+
+    def patcher_pass(n):
+        ids = torch.tensor([100] * n, device=stream.entropy_cache.rows.device)
+        before = stream.known[-1].id, stream.known[-1].entropy
+        patcher.step(ids, stream.length, stream.entropy_cache, before, [])[1].tolist()
+
+    # The last patches that closed, once more: encoding them again changes nothing.
+    passes, end = {}, stream.known[-1].open_start
+    start, count = end, stream.known[-1].patches_closed
+    for m in range(1, max(patches) + 1):
+        start -= 1
+        while not stream.closes(start - 1):
+            start -= 1
+        if m in patches:
+            work = functools.partial(stream.encode_patches, start, end, count - m, count)
+            passes["encoder_global", m] = work
+    for n in sorted(set(rows)):
+        passes["decoder", n] = functools.partial(decoder_pass, n)
+        passes["patcher", n] = functools.partial(patcher_pass, n)
+    times, spread = median_seconds_in_turn(passes, repeats)
+    parts = {"decoder": {}, "patcher": {}, "encoder_global": {}}
+    for (part, n), seconds in times.items():
+        parts[part][n] = seconds
+    return PassSeconds(**parts, spread=spread)
