@@ -16,6 +16,7 @@ reads and no others: `python -m evaluation TASK --help`.
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from typing import NamedTuple
 
 from diffusion import UNMASK
@@ -27,7 +28,7 @@ from evaluation.likelihood import evaluate_bpb, evaluate_likelihood
 from evaluation.miniature import TASKS
 from evaluation.plots import plot_path
 from sample import load
-from speculate import MODES
+from speculate import MODES, Drafting
 from support.flags import add_checkpoint, add_mode, add_sampling
 from support.terminal import BadInput, Parser, number, run
 
@@ -75,7 +76,8 @@ class Task(NamedTuple):
 
 
 MODEL = "checkpoint device threshold"
-DRAWN = "bytes temperature top-p seed ignore-eos draft-size block-size unmask alpha gamma rounds"
+DRAFTING = " ".join(field.name.replace("_", "-") for field in fields(Drafting))
+DRAWN = f"bytes temperature top-p seed ignore-eos {DRAFTING}"
 ANSWERS = f"no-stop {MODEL} mode {DRAWN}"
 SUBJECTS = "items; those of mmlu are taken from its subjects in turn"
 # What diversity sets itself is no flag; its temperature is 1, as greedy samples would all be one.

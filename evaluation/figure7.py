@@ -125,9 +125,8 @@ def print_miniature(rows, options):
         passes = {key: row[key] / max(1, row["new_bytes"]) for key in row if key.endswith("nfes")}
         shown.append({"code_pass@1": "not run", **row, **scores, **passes})
     print(table_of(shown, COLUMNS))
-    said = "scores in percent"
-    if options.limit > 1:  # a single item has no standard error
-        said += " with their standard error"
+    # A single item has no standard error.
+    said = "scores in percent" + " with their standard error" * (options.limit > 1)
     if not options.allow_code_execution:
         said += "; programs run only with --allow-code-execution"
     print(f"\n{options.limit} held-out items a task; {said}")
