@@ -211,7 +211,7 @@ MODES = {
         fills_blocks=True,
         paper_calls=2,
         rule="one-step",
-        thresholds={"confidence": 0.3, "entropy": 1.5, "chained": 0.1},
+        thresholds={"confidence": 0.3, "entropy": 1.5, "chained": 0.05},
     ),
     "lookup": Mode(generate_lookup, verified=True, paper_calls=2),
 }

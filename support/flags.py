@@ -57,7 +57,7 @@ def add_drafting(parser, rules):
     add("--block-size", type=int, help=help_)
     help_ = "how a block is filled (default: confidence for bltd, chained or one-step for bltdv)"
     add("--unmask", choices=rules, help=help_)
-    help_ = "threshold of confidence (bltd 0.7, bltdv 0.3) and of a chained draft (bltdv 0.1)"
+    help_ = "threshold of confidence (bltd 0.7, bltdv 0.3) and of a chained draft (bltdv 0.05)"
     add("--alpha", type=number(float, 0), help=help_)
     help_ = "nats of entropy a step may unmask (default: 1.0 for bltd, 1.5 for bltdv)"
     add("--gamma", type=number(float, 0), help=help_)
