@@ -18,7 +18,7 @@ from generate import Generation, Sampling
 from model import load_model
 from speculate import MODES, Drafting, run_mode, size_of_blocks
 from support import checkpoint
-from support.flags import add_sampling
+from support.flags import Only, add_sampling
 from support.machine import memory_bandwidth
 from support.paper import print_paper, read_paper, recompute
 from support.passes import pass_seconds
@@ -183,7 +183,7 @@ def options_from(argv):
     add("--bytes-per-token", type=number(float, 0, above=True), default=4.4, help=help_)
     add("--checkpoint", help="measure this model (default: the newest there is)")
     add("--prompts", metavar="FILE", help="one a line (default: four held-out places)")
-    add_sampling(parser)
+    add_sampling(Only(parser, "bytes temperature top-p seed"))
     add("--json", action="store_true", help="one JSON object a row and nothing else")
     return parser.parse_args(argv)
 

@@ -185,12 +185,13 @@ def one_step(p, masked, _=None):
 
 
 UNMASK = {"confidence": confidence, "entropy": entropy_bounded, "one-step": one_step}
-UNMASK |= {"chained": one_step}  # all in one pass, but one after the other: chained_head
+# How a block is filled: by one of these, or cell by cell (chained_head)
+RULES = (*UNMASK, "chained")
 
 
 @dataclass
 class Unmask:
-    """A rule and its threshold: α of confidence and chained, γ of entropy."""
+    """One of RULES and its threshold: α of confidence and chained, γ of entropy."""
 
     rule: str = "confidence"
     threshold: float | None = 0.7
@@ -227,7 +228,7 @@ def chained_head(decoder):
     """A function that draws the cells of a block one after the other, by the chained head.
 
     It is (rows (K, D), the id before them, sampling, threshold) -> n <= K ids, and what each was
-    drawn from (n, V), or None if greedy. It stops behind a cell where all of them together have a
+    drawn from (n, V). It stops behind a cell where all of them together have a
     probability below the threshold: more would hardly be accepted. What depends on no cell is
     multiplied out here or once a block, so that a cell costs two products of a vector and a small
     matrix.
@@ -254,7 +255,7 @@ def chained_head(decoder):
             together *= (p[0] if sampling.temperature else p[0].softmax(-1))[before].item()
             if together < threshold:
                 break
-        return ids, torch.cat(q) if sampling.temperature else None
+        return ids, torch.cat(q)
 
     return draw_cells
 
@@ -303,13 +304,12 @@ def generate_bltd(model, patcher, prompt, max_bytes, *, block_size, unmask, roun
     fill = block_filler(model, block_size, unmask, trace)
     stream, text, encode_open = Stream(model, patcher), [BOS, *prompt], rounds == "paper"
     stream.prefill(text[:-1] if encode_open else text)
-    ids, began = [], time.perf_counter()
+    ids, before, began = [], text[-1], time.perf_counter()
     if encode_open:  # with the last byte of the prompt, so that the first block costs a call too
         stream.advance(text[-1:], encode_open)
 
-    block = text
     while True:
-        block, _ = fill(stream, [], block[-1], sampling)
+        block, _ = fill(stream, [], before, sampling)
         stream.counters.rounds += 1
         new, ended = until_end(block[: max_bytes - len(ids)], sampling)
         ids += new
@@ -318,6 +318,7 @@ def generate_bltd(model, patcher, prompt, max_bytes, *, block_size, unmask, roun
         if ended or len(ids) == max_bytes:
             return finish(stream, ids, began)
         stream.advance(block, encode_open)
+        before = block[-1]
 
 
 def check_block_size(model, block_size, rule=None):

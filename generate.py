@@ -62,7 +62,7 @@ def ban(logits, sampling):
 
 
 def distribution(logits, sampling):
-    """What the next byte is drawn from: logits (n, V) -> probabilities (n, V) on the CPU.
+    """What `draw` draws the next byte from: logits (n, V) -> probabilities (n, V) on the CPU.
 
     Never in less than float32. Greedy: the banned logits, the best of which needs no probability.
     """

@@ -13,7 +13,7 @@ import os
 
 from bandwidth import compare, measure
 from data import BOS, decode, encode
-from diffusion import UNMASK
+from diffusion import RULES
 from generate import Sampling
 from model import load_model
 from speculate import MODES, check_mode, run_mode
@@ -161,7 +161,7 @@ def options_from(argv):
     """The command line: which model, how it writes, and what is shown of it."""
     parser = Parser(prog="sample.py", description="Generate bytes from a checkpoint.", epilog=KEYS)
     add_checkpoint(parser)
-    add_mode(parser, MODES, UNMASK)
+    add_mode(parser, MODES, RULES)
     add_sampling(parser)
     add = parser.add_argument
     add("--prompt", default="", help="text to go on with")

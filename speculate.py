@@ -34,10 +34,10 @@ def verify(p, drafted, q, sampling):
 
     p (n + 1, V): the model's own distributions, row j for what follows j accepted bytes. drafted:
     n ids. q (n, V): what they were drawn from, or None for a draft that did not depend on chance.
-    What comes out is distributed as p alone would have it, whatever the draft: greedy p is
-    one-hot, and then a byte is accepted iff it is the model's own.
+    What comes out is distributed as p alone would have it, whatever the draft. Greedy, a byte is
+    accepted iff it is the model's own, whatever q is.
     """
-    if q is None:
+    if q is None or sampling.temperature == 0:
         own = draw(p, sampling)  # the model's byte after each prefix
         for j, x in enumerate(drafted):
             if own[j] != x:
@@ -67,7 +67,7 @@ def draft_self(stream, text, decided, count, sampling):
         q.append(row)
         if drafted[-1] == EOS:
             break
-    return drafted, torch.cat(q) if sampling.temperature else None
+    return drafted, torch.cat(q)
 
 
 def diffusion_drafter(model, block_size, unmask, trace=None):
@@ -84,7 +84,7 @@ def diffusion_drafter(model, block_size, unmask, trace=None):
         drafted, q = fill(stream, decided, text[-1], drawing)
         if EOS in drafted:
             count = min(count, drafted.index(EOS) + 1)
-        return drafted[:count], q if drawing.temperature else None
+        return drafted[:count], q
 
     return draft_block
 

@@ -108,7 +108,7 @@ def train_step(task, optimizer, step, done):
             "try a lower --lr; the checkpoint written last is kept"
         )
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     return nats / math.log(2)
 
 

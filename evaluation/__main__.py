@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import NamedTuple
 
-from diffusion import UNMASK
+from diffusion import RULES
 from evaluation.answers import evaluate_code, evaluate_translation
 from evaluation.benchmarks import CHOICES, PROGRAMS, READERS, TRANSLATIONS
 from evaluation.diversity import evaluate_diversity
@@ -29,25 +29,11 @@ from evaluation.miniature import TASKS
 from evaluation.plots import plot_path
 from sample import load
 from speculate import MODES, Drafting
-from support.flags import add_checkpoint, add_mode, add_sampling
+from support.flags import Only, add_checkpoint, add_mode, add_sampling
 from support.terminal import BadInput, Parser, number, run
 
 # The most new bytes of an answer, as in the paper: translations and HumanEval have long ones
 LONG, SHORT = 512, 256
-
-
-class Only:
-    """Stands for a parser where flags are added in bulk: takes the ones named, drops the others.
-
-    So a task has the same flags as sample.py, with the same help, but none that it does not read.
-    """
-
-    def __init__(self, parser, flags):
-        self.parser, self.flags = parser, flags.split()
-
-    def add_argument(self, flag, **options):
-        if flag.removeprefix("--") in self.flags:
-            self.parser.add_argument(flag, **options)
 
 
 def add_own(parser):
@@ -116,7 +102,7 @@ def add_task(tasks, name, task):
     add_own(some)
     add_checkpoint(some)
     add_sampling(some, task.bytes, task.temperature)
-    add_mode(some, MODES, UNMASK)
+    add_mode(some, MODES, RULES)
     if sets := SETS.get(name):
         public = ", ".join(known for known in sets if known in READERS)
         parser.add_argument("--set", default=sets[0], choices=sets, help="which items")

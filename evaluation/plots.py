@@ -19,6 +19,7 @@ METHODS = {"blt": "BLT", "blts": "BLT-S", "bltd": "BLT-D", "bltdv": "BLT-DV", "l
 # Triangles unmask by confidence, shapes with more corners by entropy.
 MARKERS = {"": "o", "α = 0.3": "v", "α = 0.5": "^", "α = 0.7": ">", "γ = 0.5": "d", "γ = 0.8": "s"}
 MARKERS |= {"γ = 1.0": "D", "γ = 1.2": "P", "γ = 1.5": "p", "γ = 2.0": "h", "one-step": "X"}
+MARKERS |= {"chained": "*", "copy 16": "<"}
 SIZES = {"4": 6.5, "8": 8.5, "16": 10.5}
 TICKS = [n * 10.0**power for power in range(-3, 5) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
 

@@ -10,6 +10,17 @@ from support.terminal import BadInput, Parser, number
 POSITIVE = number(float, 0, above=True)
 
 
+class Only:
+    """A parser that takes, of flags added in bulk, those named: a command has none it ignores."""
+
+    def __init__(self, parser, flags):
+        self.parser, self.flags = parser, flags.split()
+
+    def add_argument(self, flag, **options):
+        if flag.removeprefix("--") in self.flags:
+            self.parser.add_argument(flag, **options)
+
+
 def idea_options(prog, description, text, bytes=None):
     """What parses the flags of a root file that shows its idea on a line of text -> a function.
 

@@ -48,10 +48,10 @@ class MuonAndAdamW:
         for part in self.parts.values():
             part.step()
 
-    def zero_grad(self, set_to_none=True):
+    def zero_grad(self):
         """Forget all gradients."""
         for part in self.parts.values():
-            part.zero_grad(set_to_none)
+            part.zero_grad()
         for weight, _ in self.pieces:
             weight.grad = None
 

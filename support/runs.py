@@ -89,7 +89,10 @@ def initialised(asked, out, device, saved):
     """
     torch.manual_seed(asked["seed"])
     new = {name: asked[name] for name in ("block_size", "chain_width")}
-    model, corpus = model_from(saved, **new), corpus_of(asked["data"])
+    model = model_from(saved, **new)
+    if asked["chain_only"]:
+        check_block_size(model, asked["block_size"])
+    corpus = corpus_of(asked["data"])
     patcher, dtype = patcher_from(saved), choose_dtype(asked["dtype"], device)
     run = Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype, "model")
     run.results["mean_patch_held_out"] = saved["results"]["mean_patch_held_out"]
@@ -212,7 +215,6 @@ def begin(options):
         raise BadInput(f"{options.init_from} holds only a patcher: finish that run first")
     known = known_of(saved)
     if recipe == "chain":  # all else stays as it is
-        check_block_size(model_from(saved), saved["config"]["block_size"])
         known["block_size"] = saved["config"]["block_size"]
     refuse_changes(PARSER, given, known, f"contradicts {options.init_from}, which has")
     asked = {**defaults(known["preset"], recipe, optimizer), **known, **given}

@@ -372,6 +372,19 @@ def test_verify_keeps_the_distribution(drafted_by, temperature, top_p):
     assert chi_square < cells + 4 * (2 * cells) ** 0.5, "beyond four standard deviations"
 
 
+def test_greedy_verification_asks_no_q():
+    """The model's own bytes are accepted, and no others, whatever they were drawn from."""
+    own = [100, 101, 102]
+    p = torch.zeros(3, 260).scatter_(1, torch.tensor(own)[:, None], 5.0)
+    for q in (None, torch.full((2, 260), 1 / 260), torch.zeros(2, 260)):
+        for drafted, expected in (
+            ([100, 101], (2, 102)),
+            ([100, 7], (1, 101)),
+            ([7, 101], (0, 100)),
+        ):
+            assert verify(p, drafted, q, Sampling()) == expected
+
+
 SAMPLERS = {
     "blts": (generate_blts, {"draft_size": 2}),
     "one-step": (generate_bltdv, {"block_size": 4, "unmask": RULES[0]}),
