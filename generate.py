@@ -72,20 +72,23 @@ def distribution(logits, sampling):
     if sampling.temperature == 0:
         return logits
     p = torch.softmax(logits / sampling.temperature, -1)
-    if sampling.top_p < 1:
-        ordered, index = p.sort(-1, descending=True)
-        # (n, V): the mass in front of each id
-        before = ordered.cumsum(-1) - ordered
-        kept = torch.where(before < sampling.top_p, ordered, 0.0)
-        p = torch.zeros_like(p).scatter_(-1, index, kept)
-    return p / p.sum(-1, keepdim=True)
+    if sampling.top_p == 1:
+        return p
+    ordered, index = p.sort(-1, descending=True)
+    # (n, V): kept while the mass in front of an id is below top_p
+    ordered *= ordered.cumsum(-1) - ordered < sampling.top_p
+    ordered /= ordered.sum(-1, keepdim=True)
+    return p.scatter_(-1, index, ordered)
 
 
 def draw(p, sampling):
     """One id from each row of a distribution p (n, V) -> list of n ids."""
     if sampling.temperature == 0:
         return p.argmax(-1).tolist()
-    return torch.multinomial(p.float(), 1, generator=sampling.generator)[:, 0].tolist()
+    # The first id up to which there is more mass than a uniform number
+    mass = p.cumsum(-1, dtype=torch.float64)
+    chance = torch.rand(len(p), 1, dtype=torch.float64, generator=sampling.generator)
+    return torch.searchsorted(mass, chance * mass[:, -1:], right=True)[:, 0].tolist()
 
 
 # ---- what a generation made and what it cost

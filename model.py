@@ -12,6 +12,7 @@ blocks), M patches of all rows, k vectors a patch, D local width, G global width
 heads, C head width.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -114,17 +115,22 @@ def ngram_entries(ids, table_size):
     """Rolling hashes of the last 3..8 ids (BLT §3.2.1): ids (B, LEAD + N) -> (B, N, 6) entries of
     the six n-gram tables, which stand below each other.
     """
-    powers = [1]
-    for _ in range(LEAD):  # int64 arithmetic that wraps around
-        powers.append((powers[-1] * HASH_PRIME + 2**63) % 2**64 - 2**63)
-    powers = torch.tensor(powers, device=ids.device)
-    # (B, N, 8): a byte and the seven before it
-    grams = ids.unfold(1, LEAD + 1, 1)
-    entries = []
+    # (8, 6): the power of each id in each table's hash, 0 for those before the n-gram
+    powers = hash_powers().to(ids.device)
+    # (B, N, 8, 1): a byte and the seven before it
+    grams = ids.unfold(1, LEAD + 1, 1)[..., None]
+    first = table_size * torch.arange(len(NGRAMS), device=ids.device)
+    return (grams * powers).sum(-2) % table_size + first
+
+
+@functools.cache
+def hash_powers():
+    """Powers of HASH_PRIME by place in n-grams, in int64 that wraps around -> (8, 6)."""
+    powers = torch.zeros(LEAD + 1, len(NGRAMS), dtype=torch.long)
     for i, n in enumerate(NGRAMS):
-        hashed = (grams[..., LEAD + 1 - n :] * powers[:n]).sum(-1)
-        entries.append(hashed % table_size + i * table_size)
-    return torch.stack(entries, -1)
+        exact = [HASH_PRIME**j for j in range(n)]
+        powers[-n:, i] = torch.tensor([(x + 2**63) % 2**64 - 2**63 for x in exact])
+    return powers
 
 
 # ---- the three parts
@@ -206,6 +212,8 @@ class LocalDecoder(nn.Module):
         self.norm = nn.RMSNorm(c.width, eps=1e-5)
         self.head = nn.Linear(c.width, VOCAB, bias=False)
         self.chain = ChainedHead(VOCAB, c.width, c.chain_width) if c.chain_width else None
+        # Of what cross-attentions keep of latents: heads, rows a latent, their width
+        self.latent_shape = c.heads, c.patch_vectors, c.width // c.heads
 
     def latent_keys(self, latents):
         """What the cross-attentions read of latents (1, M, G).

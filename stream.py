@@ -91,7 +91,7 @@ class Stream:
         c, back, rows = self.model.config, self.max_rollback, self.max_rows
         local = c.heads, c.width // c.heads
         globe = c.global_heads, c.global_width // c.global_heads
-        k, base = c.patch_vectors, c.rope_base
+        base = c.rope_base
         self.entropy_cache = self.patcher.model.cache(back, rows)
         # After a rollback over a patch start the encoder reads from that start again.
         self.encoder_cache = Cache(
@@ -102,9 +102,9 @@ class Stream:
         )
         # Provisional rows run ahead of the sequence, which then goes back from where it is.
         self.decoder_cache = Cache(c.decoder_layers, *local, c.window, 2 * back, rows, base, like)
-        self.latent_cache = Cache(
-            c.decoder_layers, *local, k, (back + 1) * k, (rows + 1) * k, None, like
-        )
+        heads, each, width = self.model.decoder.latent_shape
+        bounds = each, (back + 1) * each, (rows + 1) * each
+        self.latent_cache = Cache(c.decoder_layers, heads, width, *bounds, None, like)
 
     @property
     def length(self):
@@ -181,7 +181,7 @@ class Stream:
 
     def encode_patches(self, low, high, old, new):
         """Encode the bytes low..high-1, the patches old..new-1, and make their latents."""
-        device, k = self.global_cache.rows.device, self.model.config.patch_vectors
+        device, each = self.global_cache.rows.device, self.model.decoder.latent_shape[1]
         # (1, LEAD + n) and (1, n)
         ids = torch.tensor([[self.at(i).id for i in range(low - LEAD, high)]], device=device)
         closes = torch.tensor([[self.closes(i) for i in range(low, high)]], device=device)
@@ -191,7 +191,7 @@ class Stream:
         vectors = self.model.encoder(ids, patches, self.encoder_cache.view(low, high - low))
         latents = self.model.globe(vectors, self.global_cache.view(old, new - old))
         # (layers, 2, 1, H, M k, C)
-        rows = self.latent_cache.span(old * k, new * k)
+        rows = self.latent_cache.span(old * each, new * each)
         for row, keys in zip(rows, self.model.decoder.latent_keys(latents)):
             row.copy_(keys)
         self.counters.encoder_global += 1
@@ -238,13 +238,13 @@ class Stream:
         if owed:
             reads[-1] = last
         low = reads[0] if owed else last
-        k, device = self.model.config.patch_vectors, self.decoder_cache.rows.device
+        each, device = self.model.decoder.latent_shape[1], self.decoder_cache.rows.device
         read_from = None
         if low < last:
             reads += [last] * (len(ids) - len(owed))
             read_from = torch.tensor([[r - low for r in reads]], device=device)  # (1, rows + n + K)
         # (layers, 2, 1, H, M k, C)
-        keys = self.latent_cache.span(low * k, (last + 1) * k)
+        keys = self.latent_cache.span(low * each, (last + 1) * each)
         view = self.decoder_cache.view(first, len(ids), len(block))
         self.decoded, self.provisional = self.length, self.provisional + len(provisional)
         self.counters.decoder += 1

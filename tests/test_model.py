@@ -8,7 +8,7 @@ from conftest import make_models, random_ids
 from torch.nn import RMSNorm
 
 import model as modelling
-from data import PAD
+from data import MASK, PAD
 from model import (
     BLT,
     HASH_PRIME,
@@ -22,6 +22,7 @@ from model import (
     ngram_entries,
 )
 from patcher import fill_patches, patcher_from
+from stream import Stream
 from support import checkpoint
 from support.lean import make_lean
 from support.machine import flops_per_byte
@@ -157,19 +158,24 @@ def test_ngram_entries_against_a_loop():
 
 @pytest.mark.parametrize("kind", ["entropy", "stride"])
 def test_a_lean_model_is_the_same_function(kind):
-    """Gains folded into the matrices behind them: the same logits, and the same entropies."""
+    """Folded for generation: the same logits, whole and from caches, and the same entropies."""
     model, patcher = make_models(6, kind=kind, block_size=4, chain_width=6)
     ids = random_ids(60, 3)
     closes = patcher.closes(ids)[None]
     expected, H = model(ids[None], closes), patcher.entropies(ids)
-    keys = model.decoder.latent_keys(model.latents(ids[None], closes))
+    stream = Stream(model, patcher)
+    stream.prefill(ids.tolist())
+    block = stream.decode([110], [MASK] * 4)
     make_lean(model)
     make_lean(patcher)
     assert not [m for part in (model, patcher) for m in part.modules() if isinstance(m, RMSNorm)]
     assert torch.allclose(model(ids[None], closes), expected, atol=1e-11)
     assert torch.allclose(patcher.entropies(ids), H, atol=1e-11)
-    lean = model.decoder.latent_keys(model.latents(ids[None], closes))
-    assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(keys, lean))
+    for size in (1, 7, 60):
+        stream = Stream(model, patcher)
+        pieces = [stream.extend(ids[i : i + size].tolist()) for i in range(0, 60, size)]
+        assert torch.allclose(torch.cat(pieces), expected[0], atol=1e-11)
+        assert torch.allclose(stream.decode([110], [MASK] * 4), block, atol=1e-11)
 
 
 # ---- checkpoints
