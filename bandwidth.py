@@ -88,10 +88,10 @@ def settings_of(model):
             chained = [("chained", None)] if model.config.chain_width else []
             for rule, bound in (*rules, ("one-step", None), *chained):
                 name = f"K={K} {rule} {bound or ''}".strip()
-                drafting = Drafting(block_size=K, unmask=rule, alpha=bound, gamma=bound)
+                drafting = Drafting(block_size=K, unmask=rule, alpha=bound, gamma=bound, copy=0)
                 settings.append((mode, name, drafting))
     if model.config.chain_width:
-        settings.append(("bltdv", "chained, copy 16", Drafting(unmask="chained", copy=16)))
+        settings.append(("bltdv", "chained, copy 16", Drafting(unmask="chained")))
     return settings
 
 

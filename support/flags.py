@@ -74,8 +74,9 @@ def add_drafting(parser, rules):
     add("--gamma", type=number(float, 0), help=help_)
     help_ = "paper: encode everything decided before each draft or block, the open patch too"
     add("--rounds", choices=("ours", "paper"), default="ours", help=help_)
-    help_ = "bytes that bltdv drafts by lookup instead where the text repeats; 0: none"
-    add("--copy", type=number(int, 0, 64), default=0, help=help_)
+    help_ = "bytes that bltdv drafts by lookup instead where the text repeats (default: 16 beside "
+    help_ += "chained drafts, else 0: none)"
+    add("--copy", type=number(int, 0, 64), help=help_)
 
 
 def add_mode(parser, modes, rules):
