@@ -43,7 +43,7 @@ def test_special_ids_are_never_generated_and_eos_only_ends():
     model, patcher = make_models(0)
     with torch.no_grad():
         model.decoder.head.weight[EOS] = model.decoder.head.weight[97 + 4] * 1.01
-    made = generate(model, patcher, [], 400, sampling=Sampling(temperature=1.0, seed=1))
+    made = generate(model, patcher, [], 400, sampling=Sampling(temperature=1.0, seed=3))
     assert len(made.ids) < 400 and not {PAD, BOS, EOS, MASK} & set(made.ids)
 
 
