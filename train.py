@@ -285,9 +285,8 @@ def finish(run, held_out):
     run.results["validation_bits_per_byte"] = bits
     print(f"validation: {bits:.3f} bits per byte on {total:,} held-out bytes")
     if K:
-        peek = [ids[:4000] for ids in held_out[:20]]
-        accuracy, nats = masked_accuracy(run.model, run.patcher, peek, K)
-        masked_bits = sum(nats) / len(nats) / math.log(2)
+        accuracy, masked = masked_accuracy(run.model, run.patcher, held_out, K)
+        masked_bits = sum(masked) / K
         run.results |= {"masked_accuracy": accuracy, "masked_bits_per_byte": masked_bits}
         right = " ".join(f"{share:.0%}" for share in accuracy)
         print(

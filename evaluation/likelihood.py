@@ -5,7 +5,6 @@ comments: n bytes of a choice, V vocabulary.
 """
 
 import lzma
-import math
 import sys
 import time
 
@@ -56,14 +55,12 @@ def evaluate_bpb(model, patcher, options):
     seconds = time.perf_counter() - began
     score = {"bits_per_byte": bits, "xz_bits_per_byte": xz}
     if K := model.config.block_size:
-        # The starts of a few documents are enough for these.
-        starts = [document[:4000] for document in documents[:20]]
-        accuracy, nats = masked_accuracy(model, patcher, starts, K)
-        masked_bits = [n / math.log(2) for n in nats]
+        accuracy, masked_bits = masked_accuracy(model, patcher, documents, K)
         score |= {"masked_bits_by_position": masked_bits, "masked_accuracy_by_position": accuracy}
     if options.json:
-        row = {"task": "bpb", "text": name, "bytes": size, "seconds": seconds, **score}
-        return print_rows([row])
+        return print_rows(
+            [{"task": "bpb", "text": name, "bytes": size, "seconds": seconds} | score]
+        )
     if K:
         header = ["position in a wholly masked block", *range(1, K + 1)]
         shares = ["right", *(f"{share:.0%}" for share in accuracy)]

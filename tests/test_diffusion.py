@@ -607,7 +607,7 @@ def test_masked_accuracy_against_a_slow_loop():
     """As in generation: a wholly masked block behind the end of the text."""
     model, patcher = make_models(2, block_size=4)
     documents = [random_ids(90, s) for s in range(2)]
-    accuracy, nats = masked_accuracy(model, patcher, documents, 4, stride=20)
+    accuracy, bits = masked_accuracy(model, patcher, documents, 4, stride=20)
     hits, losses = torch.zeros(4), torch.zeros(4)
     for ids in documents:
         for start in (20, 40, 60, 80):
@@ -620,7 +620,7 @@ def test_masked_accuracy_against_a_slow_loop():
             hits += logits.argmax(-1) == truth
             losses -= logits.log_softmax(-1)[range(4), truth]
     assert accuracy == pytest.approx((hits / 8).tolist())
-    assert nats == pytest.approx((losses / 8).tolist(), rel=1e-5)
+    assert bits == pytest.approx((losses / 8 / math.log(2)).tolist(), rel=1e-5)
 
 
 # ---- run
