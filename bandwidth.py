@@ -9,6 +9,7 @@ comments: K block size, k draft size, M patches.
 
 import functools
 import json
+from collections import Counter
 
 from tqdm import tqdm
 
@@ -26,7 +27,7 @@ from support.quality import distinct_4grams, output_bits
 from support.show import print_measured
 from support.terminal import BadInput, Parser, number, read_file, run
 
-# ---- seconds of a generation, by those of single passes
+# ---- the passes of a generation
 
 
 def pass_rows(mode, count):
@@ -43,27 +44,27 @@ def pass_rows(mode, count):
     return 1, 1, count + 1
 
 
-def predicted_seconds(mode, counters, times, count):
-    """What a generation would take if only its passes took time, by seconds of single passes.
+def passes_of(mode, counters, count):
+    """The passes behind a generation's counters -> Counter by (part, width).
 
-    count: bytes drafted a round (k or K) -> seconds in all, in encoder and global, in the patcher.
+    part: decoder, encoder_global or patcher. width: rows of a pass, or patches that a call closes,
+    on average. count: bytes drafted a round (k or K).
     """
-    c = counters
+    c, passes = counters, Counter()
     first, later, taken = pass_rows(mode, count)
     # The counters know decoder passes alone: every round has one that verifies, if the mode does,
     # over the byte decided before and those drafted, which may be fewer than `count`.
-    verifications = c.rounds if MODES[mode].verified else 0
-    drafts = c.decoder - verifications
-    firsts = min(drafts, c.rounds)
-    decoding = firsts * times.decoder[first] + (drafts - firsts) * times.decoder[later]
-    if verifications:
+    if MODES[mode].verified and c.rounds:
         taken = 1 + c.drafted / c.rounds
-        decoding += verifications * times.rows("decoder", taken)
-    closing = c.encoder_global * times.patches(
-        max(1.0, c.patches_closed / max(1, c.encoder_global))
-    )
-    patching = c.entropy * times.rows("patcher", taken)
-    return decoding + closing + patching, closing, patching
+        passes["decoder", taken] += c.rounds
+    drafts = c.decoder - passes["decoder", taken]
+    firsts = min(drafts, c.rounds)
+    passes["decoder", first] += firsts
+    passes["decoder", later] += drafts - firsts
+    width = max(1.0, c.patches_closed / max(1, c.encoder_global))
+    passes["encoder_global", width] += c.encoder_global
+    passes["patcher", taken] += c.entropy
+    return +passes  # those that ran
 
 
 # ---- every mode of a model of ours
@@ -129,10 +130,10 @@ def compare(model, patcher, prompts, settings, made):
     for (mode, name, _), count, outputs in zip(settings, counts, made):
         total = Generation.total(outputs)
         c, seconds = total.counters, total.seconds
-        # What the same passes would take alone, in all and by part; bytes that plain BLT has at the
-        # same place; what the output costs under the model's own causal reading
-        predicted = [predicted_seconds(mode, output.counters, times, count) for output in outputs]
-        ideal, closing, patching = (sum(parts) for parts in zip(*predicted))
+        # What the same passes would take alone, by part; bytes that plain BLT has at the same
+        # place; what the output costs under the model's own causal reading
+        passes = sum((passes_of(mode, o.counters, count) for o in outputs), Counter())
+        ideal = times.of(passes)
         pairs = [pair for a, b in zip(outputs, made[0]) for pair in zip(a.ids, b.ids)]
         bits = [output_bits(model, patcher, p, o.ids) for p, o in zip(prompts, outputs) if o.ids]
         row = {
@@ -150,10 +151,8 @@ def compare(model, patcher, prompts, settings, made):
             "decrease": 1 - total.gigabytes() / max(1e-12, baseline.gigabytes()),
             "bytes_per_second": total.bytes_per_second,
             "ratio": total.bytes_per_second / max(1e-9, baseline.bytes_per_second),
-            "of_ceiling": ideal / max(1e-9, seconds),
-            "seconds_decoder": (ideal - closing - patching) / n,
-            "seconds_encoder_global": closing / n,
-            "seconds_patcher": patching / n,
+            "of_ceiling": sum(ideal.values()) / max(1e-9, seconds),
+            **{f"seconds_{part}": spent / n for part, spent in ideal.items()},
         }
         read = 1e9 * total.gigabytes_with_patcher(bits=32) / max(1e-9, seconds)
         rows.append({**row, "memory_bandwidth_share": read / speed})

@@ -12,11 +12,10 @@ import time
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from bandwidth import pass_rows
+from bandwidth import pass_rows, passes_of
 from data import BOS, OFFSET, VOCAB, Crops, default_corpus, encode
 from diffusion import Recipe
 from evaluation.plots import METHODS
@@ -25,7 +24,7 @@ from generate import generate_uncached
 from model import BLT, PRESETS, load_model
 from patcher import Patcher, PatcherConfig
 from speculate import MODES
-from stream import Stream
+from stream import Counters, Stream
 from support import checkpoint, machine
 from support.optim import make_optimizer
 from support.paper import read_paper, row_name
@@ -46,12 +45,6 @@ PATCHES = (1, 2, 4, 8, 16)
 # ---- stream: from caches, and anew
 
 
-def text_ids(n):
-    """n ids of real text: BOS and the start of the default corpus."""
-    data = b"".join(text for _, text in default_corpus().documents)
-    return [BOS] + encode((data * (n // len(data) + 1))[: n - 1])
-
-
 STREAM_COLUMNS = """
 context d context, bytes | cached .2f cached, ms/byte | anew .1f anew, ms/byte |
 faster .0f times faster | against .2f against 512
@@ -61,7 +54,8 @@ faster .0f times faster | against .2f against 512
 @torch.inference_mode()
 def stream_against_prefix(model, patcher, contexts=(512, 2048, 8192), bytes_each=128):
     """Milliseconds a byte of teacher-forced text, from caches and all of it anew -> dicts."""
-    ids, rows = text_ids(max(contexts) + bytes_each), []
+    text = b"".join(data for _, data in default_corpus().documents)
+    ids, rows = [BOS, *encode(text[: max(contexts) + bytes_each])], []
     for context in (contexts[0], *contexts):  # the first time warms up
         stream = Stream(model, patcher)
         stream.prefill(ids[:context])
@@ -116,39 +110,26 @@ def benchmark_train(options):
 # ---- passes: a preset's shapes, and the paper's tables in seconds
 
 
-def passes_of(row, mean_patch):
-    """What one row of the paper's tables ran -> Counter of passes by (part, width).
+def paper_passes(row, mean_patch):
+    """What one row of the paper's tables ran -> Counter of passes, as bandwidth.passes_of has it.
 
-    part: "decoder" or "encoder+global". width: decoder rows of a pass, or the patches that it
-    closes on average. The tables tell how many passes a generation took, not how wide they were;
-    the method does (bandwidth.pass_rows). A stretch of n bytes closes n / mean_patch patches.
+    The tables tell how many passes a generation took, not how wide they were; the method does. A
+    stretch of n bytes closes n / mean_patch patches.
 
     A round of BLT-S and BLT-DV calls encoder and global twice: once for the open patch before it
     drafts, once for the bytes to verify. So it took half as many rounds as such calls.
     """
-    mode = PAPER_MODES[row["method"]]
-    decoder, calls = row["decoder_nfes"], row["encoder_global_nfes"]
+    mode, calls = PAPER_MODES[row["method"]], row["encoder_global_nfes"]
+    counters = Counters(decoder=row["decoder_nfes"])
     if mode == "blt":
-        return Counter({("decoder", 1): decoder, ("encoder+global", 1): calls})
+        return passes_of(mode, counters, 1) + Counter({("encoder_global", 1): calls})
     count = int(row["block_size"] or row["setting"].removeprefix("k="))
-    first, later, taken = pass_rows(mode, count)
-    rounds, passes = calls / MODES[mode].paper_calls, Counter()
-    passes["encoder+global", taken / mean_patch] += rounds
-    passes["decoder", first] += rounds
-    passes["decoder", later] += decoder - rounds
-    if MODES[mode].verified:
-        # One of the decoder passes of a round takes in what was drafted and the byte before.
-        passes["decoder", later] -= rounds
-        passes["decoder", taken] += rounds
-        passes["encoder+global", 1] += rounds
-    return passes
-
-
-def seconds_of(passes, times):
-    """Seconds of passes by the PassSeconds of single ones, between two widths on a line."""
-    measured = {"decoder": times.decoder, "encoder+global": times.encoder_global}
-    lines = {part: list(zip(*sorted(known.items()))) for part, known in measured.items()}
-    return sum(n * float(np.interp(width, *lines[part])) for (part, width), n in passes.items())
+    counters.rounds = calls / MODES[mode].paper_calls
+    counters.drafted = count * counters.rounds
+    passes = passes_of(mode, counters, count)
+    passes["encoder_global", pass_rows(mode, count)[2] / mean_patch] += counters.rounds
+    passes["encoder_global", 1] += calls - counters.rounds
+    return +passes
 
 
 def priced_paper(rows, times):
@@ -161,8 +142,9 @@ def priced_paper(rows, times):
         blt = plain.setdefault(row["task"], row)  # the first row of its task
         # plain BLT runs its decoder once a byte and its encoder once a patch
         mean_patch = blt["decoder_nfes"] / blt["encoder_global_nfes"]
-        seconds = seconds_of(passes_of(row, mean_patch), times)
-        saved = 100 * (1 - seconds / seconds_of(passes_of(blt, mean_patch), times))
+        both = (times.of(paper_passes(r, mean_patch)) for r in (row, blt))
+        seconds, of_blt = (sum(parts.values()) for parts in both)
+        saved = 100 * (1 - seconds / of_blt)
         priced.append({**row, "name": row_name(row), "seconds": seconds, "saved": saved})
     return priced
 
@@ -194,7 +176,7 @@ decrease_percent .1f saved % of GB, published
 """
 
 
-def timed_rows(name, times, sizes, speed):
+def timed_rows(times, sizes, speed):
     """Single passes beside what Eq. 8's bytes take at the memory's speed -> list of dicts."""
     decoder = 2 * sizes["decoder"] / speed
     closing = 2 * (sizes["encoder"] + sizes["global"]) / speed
@@ -203,12 +185,27 @@ def timed_rows(name, times, sizes, speed):
     for k in (8, 16):
         seconds = times.decoder[k + 1] + times.encoder_global[2]
         found.append((f"verification of {k} bytes (2 patches)", seconds, decoder + closing))
-    keys = ("preset", "pass", "seconds", "seconds_by_eq8")
-    return [dict(zip(keys, (name, *values))) for values in found]
+    return [dict(zip(("pass", "seconds", "seconds_by_eq8"), row)) for row in found]
 
 
-def print_passes(rows, paper):
-    """Both as tables; paper: the rows of `priced_paper`, if the preset is one of the paper's."""
+def benchmark_passes(options):
+    """Print (or give as JSON) single passes at a preset's shapes and the paper's tables by them."""
+    device = machine.choose_device(options.device)
+    model = random_model(options.preset, device)
+    patcher = Patcher(PatcherConfig(kind="stride", max_patch=4)).to(device).eval()
+    times = pass_seconds(model, patcher, DECODER_ROWS, PATCHES, repeats=10)
+    speed = machine.memory_bandwidth(device)
+    rows = timed_rows(times, model.sizes(), speed)
+    paper = [r for r in read_paper() if r["model_size"] == PAPER_NAMES.get(options.preset)]
+    paper = priced_paper(paper, times)
+    if options.json:
+        keys = {"row": "name", "paper_decrease_percent": "decrease_percent", "seconds": "seconds"}
+        rows += [{key: row[name] for key, name in keys.items()} for row in paper]
+        return print_rows({"preset": options.preset, **row} for row in rows)
+    print(
+        f"{options.preset}, random bfloat16 weights on {device}, {torch.get_num_threads()} "
+        f"threads, memory read at {speed / 1e9:.1f} GB/s, spread at most {times.spread:.0%}\n"
+    )
     for row in rows:
         ms, eq8 = 1000 * row["seconds"], 1000 * row["seconds_by_eq8"]
         row |= {"ms": ms, "eq8": eq8, "ratio": ms / eq8}
@@ -219,28 +216,7 @@ def print_passes(rows, paper):
             "(weights are random; its patcher is not counted):"
         )
         print(table_of(paper, PRICE_COLUMNS))
-
-
-def benchmark_passes(options):
-    """Print (or give as JSON) single passes at a preset's shapes and the paper's tables by them."""
-    device = machine.choose_device(options.device)
-    model = random_model(options.preset, device)
-    patcher = Patcher(PatcherConfig(kind="stride", max_patch=4)).to(device).eval()
-    times = pass_seconds(model, patcher, DECODER_ROWS, PATCHES, repeats=10)
-    speed = machine.memory_bandwidth(device)
-    rows = timed_rows(options.preset, times, model.sizes(), speed)
-    paper = [r for r in read_paper() if r["model_size"] == PAPER_NAMES.get(options.preset)]
-    paper = priced_paper(paper, times)
-    if options.json:
-        for row in paper:
-            values = {"row": row["name"], "paper_decrease_percent": row["decrease_percent"]}
-            rows.append({"preset": options.preset, **values, "seconds": row["seconds"]})
-        return print_rows(rows)
-    print(
-        f"{options.preset}, random bfloat16 weights on {device}, {torch.get_num_threads()} "
-        f"threads, memory read at {speed / 1e9:.1f} GB/s, spread at most {times.spread:.0%}\n"
-    )
-    return print_passes(rows, paper)
+    return None
 
 
 # ---- command line

@@ -24,18 +24,20 @@ class PassSeconds:
     encoder_global: dict
     spread: float
 
-    def rows(self, part, n):
-        """Seconds of a decoder or patcher pass over n rows on average, between those timed."""
-        return float(np.interp(n, *zip(*sorted(getattr(self, part).items()))))
+    def of(self, passes):
+        """What passes, a Counter by (part, width), take alone -> seconds by part.
 
-    def patches(self, m):
-        """Seconds of an encoder/global pass over m patches on average, on the line through 1, 2."""
-        first, second = self.encoder_global[1], self.encoder_global[2]
-        return first + (m - 1) * (second - first)
+        A width that was not timed lies on the line between those that were.
+        """
+        seconds = dict.fromkeys(("decoder", "encoder_global", "patcher"), 0.0)
+        for (part, width), n in passes.items():
+            timed = zip(*sorted(getattr(self, part).items()))
+            seconds[part] += n * float(np.interp(width, *timed))
+        return seconds
 
 
 @torch.inference_mode()
-def pass_seconds(model, patcher, rows, patches=(1, 2), context=512, repeats=20):
+def pass_seconds(model, patcher, rows, patches=(1, 2, 4, 8), context=512, repeats=20):
     """Time single passes of a Stream at `context` bytes -> PassSeconds.
 
     They are timed in turn, as a generation runs them: repeated alone, each would find its weights

@@ -10,7 +10,7 @@ from conftest import ROOT, make_models
 import bandwidth
 from bandwidth import (
     pass_rows,
-    predicted_seconds,
+    passes_of,
     read_paper,
     recompute,
     settings_of,
@@ -141,7 +141,7 @@ def known_times(**decoder):
     return PassSeconds(
         decoder={n: float(n) for n in rows},
         patcher={n: n / 100 for n in rows},
-        encoder_global={1: 11.0, 2: 12.0},
+        encoder_global={1: 11.0, 2: 12.0, 8: 18.0},
         spread=0.0,
     )
 
@@ -154,13 +154,14 @@ def test_the_rows_of_every_modes_passes():
     assert pass_rows("blts", 4) == (1, 1, 5) == pass_rows("lookup", 4)
 
 
-def test_predicted_seconds_by_hand():
+def test_seconds_of_passes_by_hand():
     """Each pass at its own number of rows, each call at its own number of patches."""
     times = known_times()
 
     def check(mode, count, decoding, closing, patching, **counted):
-        seconds = predicted_seconds(mode, Counters(**counted), times, count)
-        assert seconds == pytest.approx((decoding + closing + patching, closing, patching))
+        seconds = times.of(passes_of(mode, Counters(**counted), count))
+        by_hand = {"decoder": decoding, "encoder_global": closing, "patcher": patching}
+        assert seconds == pytest.approx(by_hand)
 
     taken = {"encoder_global": 3, "patches_closed": 12}  # four patches a call: 14 s each
     plain = {"encoder_global": 2, "patches_closed": 2}
@@ -182,9 +183,9 @@ def test_predicted_seconds_by_hand():
 def test_pass_times_leave_the_arithmetic_consistent():
     times = pass_seconds(*make_models(0), rows=(1, 5, 9, 8), context=100, repeats=4)
     assert set(times.decoder) == set(times.patcher) == {1, 5, 8, 9}
-    assert set(times.encoder_global) == {1, 2}
+    assert set(times.encoder_global) == {1, 2, 4, 8}
     counters = Counters(decoder=4, entropy=4, encoder_global=1, patches_closed=1)
-    plain, *_ = predicted_seconds("blt", counters, times, 4)
+    plain = sum(times.of(passes_of("blt", counters, 4)).values())
     by_passes = 4 * times.decoder[1] + 4 * times.patcher[1] + times.encoder_global[1]
     assert plain == pytest.approx(by_passes)
 
