@@ -5,10 +5,11 @@
 A model trained on them for minutes scores far from zero, so the trade-off of Figure 7 can be seen
 on a laptop. Everything is generated, and the same on every machine. What is tested never occurs in
 training: numbers from 100 on, and descriptions of functions, are held out by a hash. Needs
-num2words, which spells the numbers.
+num2words, which spells the numbers; the other words and the functions stand in miniature.json.
 """
 
 import functools
+import json
 from pathlib import Path
 
 from data import name_chance
@@ -21,34 +22,10 @@ EXAMPLES_A_DOCUMENT = 24
 DOCUMENTS = {"fr-en": 600, "de-en": 600, "code": 700}
 TASKS = tuple(DOCUMENTS)
 LANGUAGES = {"fr": "French", "de": "German"}
-
-
-def entries(text, comma=",", space=None):
-    """What commas part, as lists of what spaces part; or other separators."""
-    return [entry.strip().split(space) for entry in text.split(comma)]
-
-
-# Every noun and adjective is in the plural, as no number drawn is one. English, French, its gender
-# (m or f), German:
-NOUNS = entries("""
-cats chats m Katzen, dogs chiens m Hunde, houses maisons f Häuser, books livres m Bücher,
-flowers fleurs f Blumen, birds oiseaux m Vögel, keys clés f Schlüssel, horses chevaux m Pferde,
-apples pommes f Äpfel, cars voitures f Autos, stones pierres f Steine, doors portes f Türen,
-trees arbres m Bäume, letters lettres f Briefe, ships bateaux m Schiffe
-""")
-# English, French masculine and feminine, German; three nouns in ten stand alone
-ADJECTIVES = entries("""
-black noirs noires schwarze, white blancs blanches weiße, red rouges rouges rote,
-green verts vertes grüne, heavy lourds lourdes schwere, expensive chers chères teure,
-broken cassés cassées kaputte
-""") + 3 * [["", "", "", ""]]
-# Sentences around a phrase
-SENTENCES = """
-{}/{}/{}, I see {}/je vois {}/ich sehe {}, we have {}/nous avons {}/wir haben {},
-there are {}/il y a {}/es gibt {}, she buys {}/elle achète {}/sie kauft {},
-he sells {}/il vend {}/er verkauft {}
-"""
-FRAMES = [dict(zip(("en", "fr", "de"), frame)) for frame in entries(SENTENCES, ",", "/")]
+# Every noun and adjective is in the plural, as no number drawn is one.
+TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+NOUNS, SENTENCES = TABLES["nouns"], TABLES["sentences"]
+ADJECTIVES = TABLES["adjectives"] + 3 * [{}]  # three nouns in ten stand alone
 
 # What functions are tried on: enough to tell the constants 2 to 99 from each other, but where no x
 # lies between a and b < a.
@@ -56,23 +33,8 @@ NUMBERS = ("range(-3, 4)", "range(4, 101)")
 LISTS = ("[[], [3], [60, 2, 31]]", "[list(range(101)), list(range(99, 0, -4))]")
 # What a function does, and its body, which gives the answers that the asserts ask for; {a} and {b}
 # are numbers.
-ON_NUMBERS = """
-x plus {a}: x + {a}; x minus {a}: x - {a}; x times {a}: x * {a}; x divided by {a}: x // {a};
-the remainder of x by {a}: x % {a}; is x greater than {a}: x > {a}; is x equal to {a}: x == {a};
-x plus {a}, all times {b}: (x + {a}) * {b}; x times {a}, then plus {b}: x * {a} + {b};
-x times {a}, then minus {b}: x * {a} - {b}; is x between {a} and {b}: {a} <= x <= {b};
-the smaller of x and {a}: min(x, {a}); the larger of x and {a}: max(x, {a})
-"""
-ON_LISTS = """
-the items of x up to number {a}: x[:{a}]; the items of x after number {a}: x[{a}:];
-the items of x greater than {a}: [y for y in x if y > {a}];
-each item of x plus {a}: [y + {a} for y in x]; each item of x times {a}: [y * {a} for y in x];
-the sum of x plus {a}: sum(x) + {a}; the sum of x times {a}: sum(x) * {a};
-the length of x plus {a}: len(x) + {a};
-how many items of x are less than {a}: sum(y < {a} for y in x)
-"""
-FUNCTIONS = [(*pair, NUMBERS) for pair in entries(ON_NUMBERS, ";", ": ")]
-FUNCTIONS += [(*pair, LISTS) for pair in entries(ON_LISTS, ";", ": ")]
+FUNCTIONS = [(*known.values(), NUMBERS) for known in TABLES["functions of numbers"]]
+FUNCTIONS += [(*known.values(), LISTS) for known in TABLES["functions of lists"]]
 
 
 def is_held_out(key):
@@ -95,18 +57,17 @@ def draw_pair(pick, task, held_out):
         number = 2 + pick(10 ** (1 + pick(3)) - 2)
         if (number >= 100 and is_held_out(number)) == held_out:
             break
-    code, frame = task[:2], FRAMES[pick(len(FRAMES))]
+    code, sentence = task[:2], SENTENCES[pick(len(SENTENCES))]
     there, english = spell(number, code), spell(number, "en")
     # "vingt et un" would have to agree with its noun, so numbers that end in 1 stand alone.
     if pick(3) == 0 or number % 10 == 1:
         return translation(LANGUAGES[code], there, english)
-    english_noun, french_noun, gender, german_noun = NOUNS[pick(len(NOUNS))]
-    adjective, masculine, feminine, german_adjective = ADJECTIVES[pick(len(ADJECTIVES))]
-    french = (french_noun, feminine if gender == "f" else masculine)
-    words = {"fr": french, "de": (german_adjective, german_noun), "en": (adjective, english_noun)}
+    noun, adjective = NOUNS[pick(len(NOUNS))], ADJECTIVES[pick(len(ADJECTIVES))]
+    words = {name: (adjective.get(name), noun[name]) for name in ("de", "en")}
+    words["fr"] = (noun["fr"], adjective.get(noun["gender"]))
     # A noun may stand without an adjective.
-    there = frame[code].format(" ".join(filter(None, (there, *words[code]))))
-    english = frame["en"].format(" ".join(filter(None, (english, *words["en"]))))
+    there = sentence[code].format(" ".join(filter(None, (there, *words[code]))))
+    english = sentence["en"].format(" ".join(filter(None, (english, *words["en"]))))
     return translation(LANGUAGES[code], there, english)
 
 
