@@ -12,14 +12,14 @@ from tqdm import tqdm
 
 from data import decode
 from evaluation.plots import Mark, draw
-from evaluation.report import mean, print_rows, with_error
+from evaluation.report import mean, print_rows, with_errors
 from generate import Generation, Sampling
 from speculate import Drafting, check_mode, run_mode
 from support.terminal import table_of
 
 GAMMAS, TOP_PS = (0.5, 0.8, 1.0, 1.2), (0.8, 0.9, 0.95, 1.0)
 COLUMNS = """
-setting s γ, top-p | ratio s type-token ratio | decoder_nfes_per_byte .3f decoder NFEs/B |
+setting s γ, top-p | type_token_ratio s type-token ratio | decoder_nfes_per_byte .3f decoder NFEs/B |
 new_bytes d bytes | bytes_per_second .0f bytes/s
 """
 
@@ -33,18 +33,27 @@ def evaluate_diversity(model, patcher, options):
     check_mode("bltd", model, Drafting(block_size=options.block_size))
     grid = tqdm(list(product(GAMMAS, TOP_PS)), desc="settings", leave=False)
     rows = [measure(model, patcher, gamma, top_p, options) for gamma, top_p in grid]
-    pairs = [(row["decoder_nfes_per_byte"], row["type_token_ratio"]) for row in rows]
-    correlation = None
-    with contextlib.suppress(statistics.StatisticsError):  # there is none where nothing varies
-        correlation = statistics.correlation(*zip(*pairs))
+    places = [(row["decoder_nfes_per_byte"], row["type_token_ratio"]) for row in rows]
+    correlation, said = None, "none, one of them is constant"
+    with contextlib.suppress(statistics.StatisticsError):
+        correlation = statistics.correlation(*zip(*places))
+        said = f"{correlation:.2f}"
     if options.json:
         print_rows([*rows, {"task": "diversity", "correlation": correlation}])
     else:
-        print_diversity(rows, correlation)
+        shown = [with_errors(row, ".3f", ".3f") for row in rows]
+        for row in shown:
+            row["setting"] = f"{row['gamma']} {row['top_p']}"
+        print(table_of(shown, COLUMNS))
+        over = "type-token ratio and decoder NFEs a byte over the settings"
+        print(f"\ncorrelation of {over}: {said}")
     if options.plot:
-        title = f"Samples of {options.bytes} bytes without a prompt"
-        panels = {"decoder NFEs a byte": list(map(mark_of, rows))}
-        draw(options.plot, title, "word type-token ratio", panels)
+        title, marks = f"Samples of {options.bytes} bytes without a prompt", []
+        # γ is a mark's shape, a line joins those of one top-p.
+        for place, row in zip(places, rows):
+            names = "BLT-D", f"top-p {row['top_p']}", f"γ = {row['gamma']}"
+            marks.append(Mark(*place, *names, error=row["type_token_ratio_se"]))
+        draw(options.plot, title, "word type-token ratio", {"decoder NFEs a byte": marks})
 
 
 def measure(model, patcher, gamma, top_p, options):
@@ -65,20 +74,3 @@ def measure(model, patcher, gamma, top_p, options):
     row = {"task": "diversity", "gamma": gamma, "top_p": top_p, **mean("type_token_ratio", ratios)}
     row["decoder_nfes_per_byte"] = cost["decoder_nfes"] / max(1, cost["new_bytes"])
     return row | cost
-
-
-def mark_of(row):
-    """A row as a Mark: γ is its shape, a line joins those of one top-p."""
-    x, y, error = row["decoder_nfes_per_byte"], row["type_token_ratio"], row["type_token_ratio_se"]
-    return Mark(x, y, "BLT-D", f"top-p {row['top_p']}", f"γ = {row['gamma']}", error=error)
-
-
-def print_diversity(rows, correlation):
-    """The rows as a table, and the correlation below."""
-    shown = []
-    for row in rows:
-        ratio = with_error(row, "type_token_ratio", ".3f", ".3f")
-        shown.append({**row, "setting": f"{row['gamma']} {row['top_p']}", "ratio": ratio})
-    print(table_of(shown, COLUMNS))
-    said = "none, one of them is constant" if correlation is None else f"{correlation:.2f}"
-    print(f"\ncorrelation of type-token ratio and decoder NFEs a byte over the settings: {said}")

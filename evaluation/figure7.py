@@ -12,7 +12,7 @@ from evaluation import miniature
 from evaluation.answers import Runner, answer_all, code_score, translation_score
 from evaluation.items import Question
 from evaluation.plots import METHODS, Mark, draw
-from evaluation.report import print_rows, with_error
+from evaluation.report import print_rows, with_errors
 from generate import Generation
 from model import load_model
 from speculate import check_mode, size_of_blocks
@@ -44,7 +44,16 @@ def evaluate_miniature(options):
     if options.json:
         print_rows(rows)
     else:
-        print_miniature(rows, options)
+        # Passes a byte; gigabytes a kilobyte are megabytes a byte.
+        shown = [{"code_pass@1": "not run", **with_errors(row, ".1f", ".1f")} for row in rows]
+        for row in shown:
+            row |= {k: row[k] / max(1, row["new_bytes"]) for k in row if k.endswith("nfes")}
+        print(table_of(shown, COLUMNS))
+        # A single item has no standard error.
+        said = "scores in percent" + " with their standard error" * (options.limit > 1)
+        if not options.allow_code_execution:
+            said += "; programs run only with --allow-code-execution"
+        print(f"\n{options.limit} held-out items a task; {said}")
     if options.plot:
         panels = {"MB a byte by Eq. 8": marks_of(rows, "gb_per_kilobyte")}
         panels["bytes/s"] = marks_of(rows, "bytes_per_second")
@@ -115,18 +124,3 @@ def marks_of(rows, key):
         method, name = METHODS[row["mode"]], row["name"].replace(" k=", "-")
         marks.append(Mark(row[key], row["score"], method, name, error=row["score_se"]))
     return marks
-
-
-def print_miniature(rows, options):
-    """The rows as a table, passes a byte; gigabytes a kilobyte are megabytes a byte."""
-    shown = []
-    for row in rows:
-        scores = {key: with_error(row, key, ".1f", ".1f") for key in row if f"{key}_se" in row}
-        passes = {key: row[key] / max(1, row["new_bytes"]) for key in row if key.endswith("nfes")}
-        shown.append({"code_pass@1": "not run", **row, **scores, **passes})
-    print(table_of(shown, COLUMNS))
-    # A single item has no standard error.
-    said = "scores in percent" + " with their standard error" * (options.limit > 1)
-    if not options.allow_code_execution:
-        said += "; programs run only with --allow-code-execution"
-    print(f"\n{options.limit} held-out items a task; {said}")

@@ -39,10 +39,14 @@ def mean(name, values):
     return {name: statistics.mean(values), f"{name}_se": error}
 
 
-def with_error(score, name, form=".4g", error_form=".2g"):
-    """A number of `score` as text, with ± its standard error where there is one."""
-    value, error = score[name], score.get(f"{name}_se")
-    return f"{value:{form}}" + ("" if error is None else f" ± {error:{error_form}}")
+def with_errors(row, form=".4g", error_form=".2g"):
+    """The same row, every number that has a standard error as text with ± that, if it is known."""
+    shown = dict(row)
+    for name, error in row.items():
+        if (known := name.removesuffix("_se")) != name:
+            shown[known] = f"{row[known]:{form}}"
+            shown[known] += "" if error is None else f" ± {error:{error_form}}"
+    return shown
 
 
 def print_rows(rows):
@@ -60,9 +64,10 @@ def report(score, made, options, **known):
     cost = Generation.total(made).cost()
     if options.json:
         return print_rows([{"task": options.task, **known, **score, **cost}])
-    scores = [f"{name} {with_error(score, name)}" for name in score if not name.endswith("_se")]
+    shown = with_errors(score)
+    scores = ", ".join(f"{name} {shown[name]}" for name in score if not name.endswith("_se"))
     new = "no bytes made"
     if cost["new_bytes"]:
         new = f"{cost['new_bytes']:,} bytes at {cost['bytes_per_second']:.0f} bytes/s"
-    result = f"{', '.join(map(str, known.values()))} items: {', '.join(scores)}"
-    return print(f"{result}; {new}, {PRICE.format_map(cost)}")
+    run = ", ".join(map(str, known.values()))
+    return print(f"{run} items: {scores}; {new}, {PRICE.format_map(cost)}")

@@ -20,7 +20,7 @@ from evaluation.benchmarks import PROGRAMS, TRANSLATIONS
 from evaluation.items import Choice, Question, as_bytes, translation
 from evaluation.likelihood import choice_log_likelihoods, cloze
 from evaluation.plots import draw
-from evaluation.report import mean, with_error
+from evaluation.report import mean, with_errors
 from generate import Sampling, generate, generate_uncached
 from model import load_model
 from speculate import generate_bltdv, generate_blts, generate_lookup, run_mode
@@ -116,7 +116,8 @@ def test_a_single_item_has_no_standard_error():
     """It used to be 0, which says that the score is certain."""
     assert mean("x", [0, 0, 1, 1]) == {"x": 0.5, "x_se": math.sqrt(0.25 * 4 / 3 / 4)}
     assert mean("x", [1])["x_se"] is None and mean("x", [1, 1])["x_se"] == 0
-    assert with_error(mean("x", [1]), "x") == "1" and with_error(mean("x", [1, 1]), "x") == "1 ± 0"
+    assert with_errors(mean("x", [1]))["x"] == "1"
+    assert with_errors(mean("x", [1, 1]))["x"] == "1 ± 0"
     score = translation_score(["a b c d"], [translation("French", "", "a b c d")])
     assert score["exact_se"] is score["bleu_se"] is score["chrf_se"] is None
 
