@@ -120,10 +120,10 @@ def compare(model, patcher, prompts, settings, made):
     allow at the run's own counts; memory_bandwidth_share: parameters read in float32, the
     patcher's too, over what the machine reads in that time.
     """
-    counts = []
-    for mode, _, drafting in settings:
-        fills = MODES[mode].fills_blocks
-        counts.append(size_of_blocks(model, drafting) if fills else drafting.draft_size)
+    counts = [
+        size_of_blocks(model, drafting) if MODES[mode].fills_blocks else drafting.draft_size
+        for mode, _, drafting in settings
+    ]
     sizes = {n for count in counts for n in (count, count + 1, 2 * count)}
     times, speed = pass_seconds(model, patcher, {1, 9} | sizes), memory_bandwidth("cpu")
     baseline, n, rows = Generation.total(made[0]), len(prompts), []

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from support.terminal import BadInput, Parser, run, visible
+from support.terminal import BadInput, Parser, read_file, run, visible
 
 # The official vocabulary leaves id 3 unused; MASK takes it, so that official weights keep their
 # shapes. Byte b is id b + OFFSET.
@@ -25,10 +25,11 @@ PAD, BOS, EOS, MASK = 0, 1, 2, 3
 OFFSET = 4
 VOCAB = 256 + OFFSET
 
-# Folders of the standard library that are tests, GUI programs, tables or gone from newer Pythons.
+# Of the standard library: tests, GUI programs, tables, what is gone from newer Pythons, and the
+# language reference, whose pages are documents of their own.
 NOT_IN_CORPUS = {
     *("test", "tests", "idle_test", "site-packages", "dist-packages", "idlelib", "tkinter"),
-    *("turtledemo", "encodings", "lib2to3", "distutils", "msilib", "__pycache__"),
+    *("turtledemo", "encodings", "lib2to3", "distutils", "msilib", "__pycache__", "topics.py"),
 }
 VALIDATION_SHARE = 0.05
 
@@ -77,10 +78,8 @@ class Corpus:
 
     def describe(self):
         """One line that identifies the corpus."""
-        return (
-            f"{self.origin}: {len(self.documents)} documents, {self.size:,} bytes, "
-            f"sha256 {self.sha256[:16]}"
-        )
+        size = f"{len(self.documents)} documents, {self.size:,} bytes"
+        return f"{self.origin}: {size}, sha256 {self.sha256[:16]}"
 
     def split(self):
         """-> (train, validation), lists of bytes.
@@ -116,34 +115,37 @@ def default_corpus():
 
     Needs no download. Differs a little between Python versions, so results name its hash.
     """
-    documents = []
-    for name, path in files_below(sysconfig.get_paths()["stdlib"], NOT_IN_CORPUS):
-        if name.endswith(".py") and name != "pydoc_data/topics.py":
-            with open(path, "rb") as file:
-                documents.append((name, file.read()))
+    documents = documents_below(sysconfig.get_paths()["stdlib"], NOT_IN_CORPUS, ".py")
     try:
         from pydoc_data.topics import topics
 
         documents += [(f"pydoc_data/topics/{name}", text.encode()) for name, text in topics.items()]
     except ImportError:
         pass  # some distributions leave it out; the corpus is then that much smaller
-    documents = sorted((name, data) for name, data in documents if data)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return Corpus(documents, f"standard library of Python {version}")
+    return Corpus(sorted(documents), f"standard library of Python {version}")
 
 
-def files_below(path, leave_out=()):
-    """A file, or all visible ones below a folder but in folders left out -> (name, path) each."""
+def documents_below(path, leave_out=(), ending=""):
+    """A file, or all visible regular ones below a folder -> (name, bytes) of each that has any.
+
+    leave_out: names of files and folders. Raises BadInput for what can't be read.
+    """
+
+    def kept(names):
+        return [name for name in names if name[0] != "." and name not in leave_out]
+
     if not os.path.exists(path):
         raise BadInput(f"no such file or folder: {path}")
-    if not os.path.isdir(path):
-        return [(os.path.basename(path), path)]
-    found = []
+    found, documents = [path], []
     for folder, subfolders, names in os.walk(path):
-        subfolders[:] = [d for d in subfolders if d[0] != "." and d not in leave_out]
-        for whole in [os.path.join(folder, name) for name in names if name[0] != "."]:
-            found.append((os.path.relpath(whole, path).replace(os.sep, "/"), whole))
-    return found
+        subfolders[:] = kept(subfolders)
+        found += [os.path.join(folder, name) for name in kept(names) if name.endswith(ending)]
+    top = path if os.path.isdir(path) else os.path.dirname(path)
+    for whole in filter(os.path.isfile, found):
+        if data := read_file(whole, "the text"):
+            documents.append((os.path.relpath(whole, top).replace(os.sep, "/"), data))
+    return documents
 
 
 def read_corpus(paths):
@@ -151,20 +153,11 @@ def read_corpus(paths):
 
     Raises BadInput for what does not exist, can't be read, or has fewer than two bytes in all.
     """
-    documents = []
-    try:
-        for name, path in [found for given in paths for found in files_below(given)]:
-            if os.path.isfile(path):
-                with open(path, "rb") as file:
-                    documents.append((name, file.read()))
-    except OSError as problem:
-        raise BadInput(f"can't read {problem.filename}: {problem.strerror}") from None
-    origin = ", ".join(map(str, paths))
-    corpus = Corpus(sorted((name, data) for name, data in documents if data), origin)
+    documents = [document for path in paths for document in documents_below(path)]
+    corpus = Corpus(sorted(documents), ", ".join(map(str, paths)))
     if corpus.size < 2:
-        raise BadInput(
-            f"nothing to train on in {origin}: {corpus.size} bytes; give files with text in them"
-        )
+        found = f"{corpus.size} bytes; give files with text in them"
+        raise BadInput(f"nothing to train on in {corpus.origin}: {found}")
     return corpus
 
 
@@ -191,10 +184,8 @@ class Crops:
         self.ids, self.closes, self.length, self.seed = ids, closes, length, seed
         self.per_epoch = (len(ids) - 1) // length - 1  # one less than fits leaves room for a phase
         if self.per_epoch < 1:
-            raise BadInput(
-                f"the training text has {len(ids)} ids, less than two windows of {length}: "
-                "give more text or a smaller preset"
-            )
+            size = f"{len(ids)} ids, less than two windows of {length}"
+            raise BadInput(f"the training text has {size}: give more text or a smaller preset")
         self.epoch, self.permutation, self.phase = -1, None, 0
 
     def start(self, index):

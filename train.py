@@ -25,7 +25,7 @@ from diffusion import chain_loss, diffusion_loss, make_blocks
 from generate import Sampling, bits_per_byte, generate, next_byte_loss
 from model import PRESETS
 from patcher import calibrate, find_patches, mean_patch
-from support.machine import flops_per_byte, keep_memory, product_speed
+from support.machine import arithmetic, flops_per_byte, keep_memory
 from support.optim import learning_rate, make_optimizer
 from support.presets import TrainingSettings
 from support.quality import masked_accuracy
@@ -60,7 +60,7 @@ class Task:
 def patcher_loss(model, ids, closes, generators, done):
     """The entropy model's loss: next bytes alone, ids (B, N + 1). It has no use for the rest."""
     loss = next_byte_loss(model(ids[:, :-1]), ids)
-    return loss, loss.detach()
+    return loss, loss
 
 
 def model_loss(recipe):
@@ -73,12 +73,11 @@ def model_loss(recipe):
 
     def loss_of(model, ids, closes, generators, done):
         if not recipe.block_size or done < recipe.after:
-            loss = clean = next_byte_loss(model(ids[:, :-1], closes), ids)
-            return loss, clean.detach()
+            loss = next_byte_loss(model(ids[:, :-1], closes), ids)
+            return loss, loss
         blocks = make_blocks(ids, closes, recipe, generators)
         of_blocks = chain_loss if recipe.chain_only else diffusion_loss
-        loss, clean = of_blocks(model, ids, closes, blocks, recipe)
-        return loss, clean.detach()
+        return of_blocks(model, ids, closes, blocks, recipe)
 
     return loss_of
 
@@ -176,31 +175,23 @@ def train_stage(run, task, steps, validate=None):
     if run.optimizer:
         optimizer.load_state_dict(run.optimizer)
     run.steps = run.steps or steps
-    saved_at = time.perf_counter()
-
-    def save_now():
-        nonlocal saved_at
-        run.optimizer, saved_at = optimizer.state_dict(), time.perf_counter()
-        save(run)
 
     def after_step():
-        nonlocal saved_at
         if run.step == run.steps:
             return  # what follows the last step saves anyway
         if interrupt.asked:
-            save_now()
+            save(run, optimizer)
             go_on = f"go on with: python train.py --resume {run.out}"
             tqdm.write(f"saved {run.out} at step {run.step}; {go_on}", file=sys.stderr)
             raise KeyboardInterrupt
-        if time.perf_counter() - saved_at > SAVE_SECONDS:
-            save_now()
+        if time.perf_counter() - run.saved > SAVE_SECONDS:
+            save(run, optimizer)
             if validate:
                 validate()
-                saved_at = time.perf_counter()
 
     with Interrupt() as interrupt:
         speed = fit(task, optimizer, run, after_step)
-    save_now()
+    save(run, optimizer)
     return speed
 
 
@@ -254,17 +245,12 @@ def train_model(run, ids, closes, held_out):
         after = recipe.after if recipe.block_size else 1.0
         steps = count_steps(task, seconds_left(run), after)
     speed = train_stage(run, task, steps, validate)
-    peak = product_speed(run.dtype, run.device)
     trained = run.step * s.length * s.batch * s.accumulate
-    # How much of the machine's arithmetic the training used: a number to tune by
     mean = run.results["mean_patch_train"]
     work = flops_per_byte(run.model, mean, recipe.cells(mean)) * speed
     run.results |= {"bytes_per_second": speed, "trained_bytes": trained}
-    print(
-        f"trained {run.step} steps on {trained:,} bytes at {speed:,.0f} bytes/s: "
-        f"{work / 1e9:.0f} GFLOP/s, {work / peak:.0%} of the {peak / 1e9:.0f} measured for "
-        f"{run.dtype} matrix products"
-    )
+    used = arithmetic(work, run.dtype, run.device)
+    print(f"trained {run.step} steps on {trained:,} bytes at {speed:,.0f} bytes/s: {used}")
 
 
 def written(run, length, prompt=b"def "):

@@ -19,8 +19,8 @@ from support.terminal import table_of
 
 GAMMAS, TOP_PS = (0.5, 0.8, 1.0, 1.2), (0.8, 0.9, 0.95, 1.0)
 COLUMNS = """
-setting s γ, top-p | type_token_ratio s type-token ratio | decoder_nfes_per_byte .3f decoder NFEs/B |
-new_bytes d bytes | bytes_per_second .0f bytes/s
+setting s γ, top-p | type_token_ratio s type-token ratio |
+decoder_nfes_per_byte .3f decoder NFEs/B | new_bytes d bytes | bytes_per_second .0f bytes/s
 """
 
 

@@ -96,15 +96,10 @@ def benchmark_train(options):
         flops[K] = machine.flops_per_byte(model, 4.0, recipe.cells(4.0))
         works[K] = functools.partial(train_step, task, make_optimizer(model, s), 0, done=0.5)
     medians, _ = machine.median_seconds_in_turn(works, options.steps)
-    peak = machine.product_speed(dtype, "cpu")
     for K, seconds in medians.items():
-        speed = s.batch * s.length / seconds
-        work = flops[K] * speed
-        print(
-            f"K = {K}: {seconds:.3f} s a step, {seconds / medians[0]:.2f} times K = 0, "
-            f"{speed:,.0f} bytes/s, {work / 1e9:.0f} GFLOP/s, {work / peak:.0%} of the "
-            f"{peak / 1e9:.0f} measured for {dtype} matrix products"
-        )
+        speed, times = s.batch * s.length / seconds, f"{seconds / medians[0]:.2f} times K = 0"
+        used = machine.arithmetic(flops[K] * speed, dtype, "cpu")
+        print(f"K = {K}: {seconds:.3f} s a step, {times}, {speed:,.0f} bytes/s, {used}")
 
 
 # ---- passes: a preset's shapes, and the paper's tables in seconds

@@ -58,6 +58,13 @@ def product_speed(dtype, device, n=1024):
     return 8 * n**3 / median_seconds(lambda: (a @ b).sum().item(), 5)
 
 
+def arithmetic(speed, dtype, device):
+    """Operations a second beside what matrix products reach, in words: a number to tune by."""
+    peak = product_speed(dtype, device)
+    of_peak = f"{speed / peak:.0%} of the {peak / 1e9:.0f} measured for {dtype} matrix products"
+    return f"{speed / 1e9:.0f} GFLOP/s, {of_peak}"
+
+
 def bfloat16_gain(device):
     """How many times as fast products of bfloat16 matrices are as those of float32, measured."""
     # Small products: a CPU without bfloat16 arithmetic would take a minute over large ones.

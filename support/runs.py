@@ -6,7 +6,7 @@ interrupted (`resumed`): three functions that each return one Run.
 
 import os
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
 
@@ -41,16 +41,17 @@ class Run:
     optimizer: dict | None = None  # its state when the run was last saved
     results: dict = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
+    saved: float = field(default_factory=time.perf_counter)
 
     @property
     def recipe(self):
         """The BLT-D recipe asked for."""
-        return recipe_of(self.asked)
+        return asked_of(Recipe, self.asked)
 
     @property
     def settings(self):
         """How the model is trained."""
-        return TrainingSettings(**{name: self.asked[name] for name in asdict(TrainingSettings())})
+        return asked_of(TrainingSettings, self.asked)
 
     @property
     def seconds(self):
@@ -58,9 +59,9 @@ class Run:
         return time.perf_counter() - self.began
 
 
-def recipe_of(asked):
-    """The BLT-D recipe among what was asked for. Raises BadInput for one that can't be."""
-    return Recipe(**{name: asked[name] for name in asdict(Recipe())})
+def asked_of(kind, asked):
+    """A dataclass of settings by what was asked for. Raises BadInput for what can't be."""
+    return kind(**{field.name: asked[field.name] for field in fields(kind)})
 
 
 def new_model(config, seed):
@@ -73,10 +74,10 @@ def fresh(asked, out, device):
     """A run that begins with nothing."""
     preset, corpus = PRESETS[asked["preset"]], corpus_of(asked["data"])
     torch.manual_seed(asked["seed"])
-    shape = {name: asked[name] for name in ("block_size", "chain_width", *SHAPE)}
     of_patcher = {name: asked[name] for name in ("max_patch", "reset_at_newline")}
     patcher = Patcher(replace(preset.patcher, kind=asked["patcher"], **of_patcher))
     patcher.model.init_weights()
+    shape = {name: asked[name] for name in ("block_size", "chain_width", *SHAPE)}
     model = new_model(replace(preset.model, **shape), asked["seed"])
     dtype = choose_dtype(asked["dtype"], device)
     return Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype)
@@ -88,12 +89,11 @@ def initialised(asked, out, device, saved):
     The patcher stays as it is: other boundaries would make other patches of the same bytes.
     """
     torch.manual_seed(asked["seed"])
-    new = {name: asked[name] for name in ("block_size", "chain_width")}
-    model = model_from(saved, **new)
+    model = model_from(saved, block_size=asked["block_size"], chain_width=asked["chain_width"])
     if asked["chain_only"]:
         check_block_size(model, asked["block_size"])
-    corpus = corpus_of(asked["data"])
-    patcher, dtype = patcher_from(saved), choose_dtype(asked["dtype"], device)
+    corpus, patcher = corpus_of(asked["data"]), patcher_from(saved)
+    dtype = choose_dtype(asked["dtype"], device)
     run = Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype, "model")
     run.results["mean_patch_held_out"] = saved["results"]["mean_patch_held_out"]
     return run
@@ -116,9 +116,11 @@ def resumed(out, device, saved):
     return run
 
 
-def save(run):
-    """Everything that --resume and generation need, in one file."""
-    corpus = run.corpus
+def save(run, optimizer=None):
+    """Everything that --resume and generation need, in one file. optimizer: the one at work."""
+    corpus, run.saved = run.corpus, time.perf_counter()
+    if optimizer:
+        run.optimizer = optimizer.state_dict()
     contents = {
         "asked": run.asked,
         "config": asdict(run.model.config),
@@ -164,21 +166,19 @@ def known_of(saved):
 
     Raises BadInput for a shape of no preset, whose training settings would be unknown.
     """
-    known = {name: saved["config"][name] for name in SHAPE}
-    if saved["config"].get("chain_width"):
-        known["chain_width"] = saved["config"]["chain_width"]
-    patcher = saved["patcher_config"]
+    config, patcher, asked = saved["config"], saved["patcher_config"], saved.get("asked", {})
+    known = {name: config[name] for name in SHAPE}
+    if config.get("chain_width"):
+        known["chain_width"] = config["chain_width"]
     known |= {"patcher": patcher["kind"], "max_patch": patcher["max_patch"]}
     known["reset_at_newline"] = patcher.get("reset_at_newline", False)
-    asked = saved.get("asked", {})
     known["patch_size"] = asked.get("patch_size", 4.0)
-    if "preset" in asked:
-        return {**known, "preset": asked["preset"]}
-    config = {**asdict(BLTConfig(**saved["config"])), "block_size": 0, "chain_width": 0}
-    for name, preset in PRESETS.items():
-        if asdict(preset.model) == config:
-            return {**known, "preset": name}
-    raise BadInput("this checkpoint has the shape of no preset: its training settings are unknown")
+    shape = BLTConfig(**{**config, "block_size": 0, "chain_width": 0})
+    presets = [name for name, preset in PRESETS.items() if preset.model == shape]
+    if not presets and "preset" not in asked:
+        problem = "has the shape of no preset: its training settings are unknown"
+        raise BadInput(f"this checkpoint {problem}")
+    return known | {"preset": asked.get("preset", *presets[:1])}
 
 
 def begin(options):
@@ -200,23 +200,22 @@ def begin(options):
     recipe, optimizer = given.get("recipe", "ours"), given.get("optimizer")
     if not optimizer and bfloat16_gain(device) < 0.5:
         optimizer = "adamw"  # Muon's products are of bfloat16
-    if not options.init_from:
-        if recipe == "chain":
-            raise BadInput("--recipe chain adds to a finished model: name it with --init-from")
-        preset = given.get("preset", "tiny")
-        asked = {**defaults(preset, recipe, optimizer), **given}
-        if asked["patch_size"] > asked["max_patch"]:
-            mean = f"--patch-size {asked['patch_size']:g}"
-            raise BadInput(f"{mean} can't be the mean of patches of at most {asked['max_patch']}")
-        recipe_of(asked)  # a bad one is refused before anything is read
-        return fresh(asked, out, device)
-    saved = checkpoint.load(options.init_from)
-    if not saved["model"]:
-        raise BadInput(f"{options.init_from} holds only a patcher: finish that run first")
-    known = known_of(saved)
-    if recipe == "chain":  # all else stays as it is
-        known["block_size"] = saved["config"]["block_size"]
-    refuse_changes(PARSER, given, known, f"contradicts {options.init_from}, which has")
+    known = {"preset": given.get("preset", "tiny")}
+    if options.init_from:
+        saved = checkpoint.load(options.init_from)
+        if not saved["model"]:
+            raise BadInput(f"{options.init_from} holds only a patcher: finish that run first")
+        known = known_of(saved)
+        if recipe == "chain":  # all else stays as it is
+            known["block_size"] = saved["config"]["block_size"]
+        refuse_changes(PARSER, given, known, f"contradicts {options.init_from}, which has")
+    elif recipe == "chain":
+        raise BadInput("--recipe chain adds to a finished model: name it with --init-from")
     asked = {**defaults(known["preset"], recipe, optimizer), **known, **given}
-    recipe_of(asked)
-    return initialised(asked, out, device, saved)
+    asked_of(Recipe, asked)  # a bad one is refused before anything is read
+    if options.init_from:
+        return initialised(asked, out, device, saved)
+    if asked["patch_size"] > asked["max_patch"]:
+        mean = f"--patch-size {asked['patch_size']:g}"
+        raise BadInput(f"{mean} can't be the mean of patches of at most {asked['max_patch']}")
+    return fresh(asked, out, device)

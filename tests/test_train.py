@@ -18,7 +18,7 @@ from diffusion import RECIPES, Recipe
 from layers import Layer
 from model import BLT, PRESETS
 from patcher import PatcherConfig
-from support import checkpoint
+from support import checkpoint, machine
 from support.optim import learning_rate, make_optimizer
 from support.presets import TrainingSettings
 from support.runs import defaults
@@ -36,7 +36,7 @@ def text_file(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def machine_of_known_speed(monkeypatch):
     """Measuring it takes longer than these runs do."""
-    monkeypatch.setattr(train, "product_speed", known_speed)
+    monkeypatch.setattr(machine, "product_speed", known_speed)
 
 
 def known_speed(*_):
