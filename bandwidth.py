@@ -159,9 +159,6 @@ def compare(model, patcher, prompts, settings, made):
     return rows, times
 
 
-# ---- the command
-
-
 def read_prompts(path):
     """-> lists of ids: the lines of a file, or four places in held-out text of the corpus."""
     if not path:

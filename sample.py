@@ -154,9 +154,6 @@ def compare_modes(model, patcher, prompts, options):
         print(f"identical to plain BLT: {'; '.join(counts)}")
 
 
-# ---- the command
-
-
 def options_from(argv):
     """The command line: which model, how it writes, and what is shown of it."""
     parser = Parser(prog="sample.py", description="Generate bytes from a checkpoint.", epilog=KEYS)

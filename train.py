@@ -284,9 +284,6 @@ def finish(run, held_out):
     print(f"{run.seconds / 60:.1f} minutes; wrote {run.out}")
 
 
-# ---- the command
-
-
 def options_from(argv):
     return PARSER.parse_args(argv)
 

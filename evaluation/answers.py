@@ -6,7 +6,7 @@ them alike.
 
 import argparse
 import statistics
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -24,8 +24,7 @@ from support.terminal import BadInput
 RESAMPLES = 50  # of the items, for standard errors of scores that are no means
 
 
-@dataclass
-class Runner:
+class Runner(NamedTuple):
     """A model with a way to generate."""
 
     name: str
@@ -45,8 +44,7 @@ class Runner:
         prompt = encode(as_bytes(question.context + question.prompt))
         made = run_mode(self.mode, self.model, self.patcher, prompt, o.bytes, o, sampling=sampling)
         text = decode(made.ids).decode("utf-8", "replace")
-        places = [text.find(stop) for stop in stops if stop in text]
-        return text[: min(places, default=None)], made
+        return text[: min((text.find(s) for s in stops if s in text), default=None)], made
 
 
 def answer_all(runners, questions):
@@ -54,9 +52,6 @@ def answer_all(runners, questions):
     asked = tqdm(questions, desc="answers", leave=False)
     turns = [[runner.answer(question) for runner in runners] for question in asked]
     return list(zip(*turns))
-
-
-# ---- scores
 
 
 def translation_score(texts, questions):
@@ -70,13 +65,12 @@ def translation_score(texts, questions):
     generator, n = torch.Generator().manual_seed(0), len(pairs)
     resampled = torch.randint(n, (RESAMPLES, n), generator=generator).tolist()
     for name, metric in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
-
-        def score_of(chosen):
+        scores = []
+        for chosen in (range(n), *resampled):
             answers, right = zip(*(pairs[i] for i in chosen))
-            return float(metric.corpus_score(answers, [right]).score)
-
-        score[name] = score_of(range(n))
-        score[f"{name}_se"] = statistics.stdev(map(score_of, resampled)) if n > 1 else None
+            scores.append(float(metric.corpus_score(answers, [right]).score))
+        score[name] = scores[0]
+        score[f"{name}_se"] = statistics.stdev(scores[1:]) if n > 1 else None
     return score
 
 
@@ -85,9 +79,6 @@ def code_score(texts, questions):
     programs = [asked.prompt + text + asked.tests for text, asked in zip(texts, questions)]
     verdicts = map(run_program, tqdm(programs, desc="running", leave=False))
     return mean("pass@1", [100 * (verdict == "passed") for verdict in verdicts])
-
-
-# ---- the tasks; what their docstrings say is their help
 
 
 def evaluate_translation(model, patcher, options):

@@ -135,9 +135,6 @@ def aligned(language, source, target):
     return (translation(language, *pair) for pair in pairs)
 
 
-# ---- code
-
-
 def read_humaneval(folder):
     """164 functions from their signature and docstring, no example."""
     for item in objects_of(folder / "HumanEval.jsonl.gz", gzip.open):
@@ -161,8 +158,6 @@ def read_mbpp(folder):
     items = {item["task_id"]: item for item in objects_of(folder / "mbpp.jsonl")}
     return behind(map(question, (2, 3, 4)), map(question, range(11, 511)))
 
-
-# ---- all of them
 
 CHOICES = {
     "arc-easy": functools.partial(read_arc, "arc_easy.jsonl"),

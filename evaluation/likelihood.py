@@ -72,9 +72,6 @@ def evaluate_bpb(model, patcher, options):
     )
 
 
-# ---- multiple choice
-
-
 def evaluate_likelihood(model, patcher, options):
     """Multiple choice by the log-likelihood of each choice, as a sum and per byte.
 

@@ -42,9 +42,6 @@ DECODER_ROWS = sorted({1} | {rows for K in (4, 8, 16) for rows in (K, K + 1, 2 *
 PATCHES = (1, 2, 4, 8, 16)
 
 
-# ---- stream: from caches, and anew
-
-
 STREAM_COLUMNS = """
 context d context, bytes | cached .2f cached, ms/byte | anew .1f anew, ms/byte |
 faster .0f times faster | against .2f against 512
@@ -76,9 +73,6 @@ def benchmark_stream(options):
     print(table_of(stream_against_prefix(model, patcher), STREAM_COLUMNS))
 
 
-# ---- train: steps with blocks, and without
-
-
 def benchmark_train(options):
     """Print seconds of training steps, and how near their arithmetic comes to the machine's."""
     machine.keep_memory()
@@ -100,9 +94,6 @@ def benchmark_train(options):
         speed, times = s.batch * s.length / seconds, f"{seconds / medians[0]:.2f} times K = 0"
         used = machine.arithmetic(flops[K] * speed, dtype, "cpu")
         print(f"K = {K}: {seconds:.3f} s a step, {times}, {speed:,.0f} bytes/s, {used}")
-
-
-# ---- passes: a preset's shapes, and the paper's tables in seconds
 
 
 def paper_passes(row, mean_patch):
@@ -212,9 +203,6 @@ def benchmark_passes(options):
         )
         print(table_of(paper, PRICE_COLUMNS))
     return None
-
-
-# ---- command line
 
 
 def options_from(argv):

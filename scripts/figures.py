@@ -21,8 +21,6 @@ from support.terminal import Parser, number, run
 TASKS = {"humaneval": "HumanEval", "mbpp": "MBPP"}
 GB = "parameters read for a generation, GB (Eq. 8)"
 
-# ---- a model of ours, measured
-
 
 def measured_marks(rows, key):
     """Rows of bandwidth.compare -> Marks: the output's bits per byte against `key`."""
@@ -50,9 +48,6 @@ def draw_measured(options):
     title = f"Every mode of one model, {options.bytes} bytes for each prompt, greedy"
     draw(options.out, title, "bits per byte of the output under plain BLT", panels)
     print(f"{len(rows)} modes and settings in {options.out}")
-
-
-# ---- the paper's tables
 
 
 def paper_marks(rows):
@@ -102,9 +97,6 @@ def draw_paper(options):
     path = os.path.join(options.out_dir, f"paper-likelihood.{options.format}")
     draw_likelihood(path)
     print(path)
-
-
-# ---- command line
 
 
 def options_from(argv):
