@@ -25,10 +25,7 @@ TOP_LEVEL = tuple("\n" + start for start in (*STATEMENTS, "#", "@", '"""'))
 
 
 def lines_of(path, opener=open):
-    """Lines of a text file without their ends.
-
-    Only \\n ends a line: the other separators that Unicode knows occur inside of items.
-    """
+    """Lines of a text file. Only \\n ends one: others that Unicode knows occur inside of items."""
     try:
         with opener(path, "rt", encoding="utf-8", newline="\n") as file:
             for line in file:
@@ -81,10 +78,7 @@ def read_hellaswag(folder):
 
 
 def read_mmlu(folder):
-    """The 57 subjects in turn, a question of each and then the next of each, as long as they last.
-
-    So a `--limit` takes from all of them, spread evenly.
-    """
+    """A question of each of the 57 subjects, then the next of each: limits take from all alike."""
     paths = sorted((folder / "mmlu/test").glob("*_test.csv"))
     if not paths:
         raise BadInput(f"no items in {folder}/mmlu/test: --items names the folder that holds mmlu/")
@@ -93,10 +87,7 @@ def read_mmlu(folder):
 
 
 def mmlu_subject(path, shots=5):
-    """Questions of one subject, whose choices are letters.
-
-    As is usual, a line that names the subject and worked questions of its dev part stand in front.
-    """
+    """Questions of one subject behind its customary line and worked questions of its dev part."""
     subject = path.name.removesuffix("_test.csv")
     about = f"multiple choice questions (with answers) about {subject.replace('_', ' ')}"
     context = f"The following are {about}.\n\n"
@@ -143,10 +134,7 @@ def read_humaneval(folder):
 
 
 def read_mbpp(folder):
-    """500 tasks (11 to 510) from a sentence and the asserts that they must pass.
-
-    Three worked examples (tasks 2, 3 and 4) stand in front.
-    """
+    """500 tasks, a sentence and asserts to pass, behind three worked ones: tasks 2, 3 and 4."""
 
     def question(i):
         item = items[i]
@@ -172,10 +160,7 @@ READERS = {**CHOICES, **TRANSLATIONS, **PROGRAMS}
 
 
 def read_items(name, folder):
-    """Items of a benchmark, one by one -> Choices or Questions.
-
-    Missing fields, fields of another kind and cut-off items are one line, a BadInput, too.
-    """
+    """Items of a benchmark, one by one -> Choices or Questions. What is no item is a BadInput."""
     if not folder:
         raise BadInput(f"--set {name} needs --items DIR, the folder that holds its files")
     try:

@@ -57,10 +57,7 @@ def evaluate_diversity(model, patcher, options):
 
 
 def measure(model, patcher, gamma, top_p, options):
-    """--limit samples under one setting, each with a seed of its own -> a row.
-
-    A row is a dict of the JSON keys that the task prints.
-    """
+    """--limit samples under one setting, each with a seed of its own -> a row of JSON keys."""
     # γ is nats of entropy that one step may unmask: a smaller γ takes more passes.
     drafting = Drafting(block_size=options.block_size, unmask="entropy", gamma=gamma)
     made, length = [], options.bytes

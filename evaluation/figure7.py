@@ -62,10 +62,7 @@ def evaluate_miniature(options):
 
 
 def runners_of(options):
-    """Every checkpoint in its modes -> list of Runners, the plain BLT first.
-
-    Plain checkpoints run as BLT and BLT-S, those trained for blocks as BLT-D-K and BLT-DV-K.
-    """
+    """Every plain checkpoint as BLT and BLT-S, others as BLT-D-K and BLT-DV-K; plain BLT first."""
     device, runners = choose_device(options.device), []
     loaded = [load_model(path) for path in options.checkpoints]
     for model, patcher in sorted(loaded, key=lambda pair: pair[0].config.block_size):

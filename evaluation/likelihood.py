@@ -94,10 +94,7 @@ def evaluate_likelihood(model, patcher, options):
 
 @torch.inference_mode()
 def choice_log_likelihoods(model, patcher, item):
-    """Log-likelihoods in nats of each choice after the query -> (list, Generation of no bytes).
-
-    The query is processed once; after each choice the stream rolls back to its end.
-    """
+    """Log-likelihoods in nats of each choice after the query -> (list, Generation of no bytes)."""
     began = time.perf_counter()
     choices = [encode(as_bytes(choice)) for choice in item.choices]
     stream = Stream(model, patcher, max_rollback=max(map(len, choices)) + 1)

@@ -72,10 +72,7 @@ def draw_pair(pick, task, held_out):
 
 
 def draw_program(pick, held_out):
-    """A one-line function with its asserts, whose answers the reference body gives.
-
-    Half of the numbers in it are small.
-    """
+    """A one-line function with its asserts, whose answers the reference body gives."""
     while True:
         what, body, tried_on = FUNCTIONS[pick(len(FUNCTIONS))]
         a, b = (2 + pick(8 if pick(2) else 98) for _ in range(2))

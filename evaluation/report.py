@@ -30,10 +30,7 @@ def taken(items, limit):
 
 
 def mean(name, values):
-    """Mean and standard error of independent values -> {NAME: mean, NAME_se: error}.
-
-    The error is None for a single value, which says nothing about it.
-    """
+    """{NAME: mean of independent values, NAME_se: its standard error, None for a single value}"""
     n = len(values)
     error = statistics.stdev(values) / math.sqrt(n) if n > 1 else None
     return {name: statistics.mean(values), f"{name}_se": error}

@@ -99,11 +99,9 @@ def benchmark_train(options):
 def paper_passes(row, mean_patch):
     """What one row of the paper's tables ran -> Counter of passes, as bandwidth.passes_of has it.
 
-    The tables tell how many passes a generation took, not how wide they were; the method does. A
-    stretch of n bytes closes n / mean_patch patches.
-
-    A round of BLT-S and BLT-DV calls encoder and global twice: once for the open patch before it
-    drafts, once for the bytes to verify. So it took half as many rounds as such calls.
+    The tables tell how many passes there were, the method how wide they are: n bytes close
+    n / mean_patch patches. A round of BLT-S and BLT-DV calls encoder and global twice, once for the
+    open patch before it drafts, once for the bytes to verify.
     """
     mode, calls = PAPER_MODES[row["method"]], row["encoder_global_nfes"]
     counters = Counters(decoder=row["decoder_nfes"])
@@ -136,10 +134,7 @@ def priced_paper(rows, times):
 
 
 def random_model(name, device):
-    """A preset's BLT with random bfloat16 weights, its n-gram tables shrunk to 1000 rows each.
-
-    Raises BadInput where its weights don't fit into the memory that is free.
-    """
+    """A preset's BLT of random weights, its n-gram tables shrunk. Raises BadInput if too large."""
     with torch.device("meta"):
         model = BLT(replace(PRESETS[name].model, ngram_table_size=1000)).to(torch.bfloat16)
     need = 1.3 * 2 * sum(p.numel() for p in model.parameters())

@@ -7,7 +7,7 @@ from support import checkpoint
 from support.optim import OPTIMIZERS
 from support.terminal import BadInput, Parser, number
 
-POSITIVE = number(float, 0, above=True)
+COUNT, POSITIVE, SHARE = number(int, 1), number(float, 0, above=True), number(float, 0, 1)
 
 
 class Only:
@@ -41,17 +41,17 @@ def idea_options(prog, description, text, bytes=None):
 
 def add_checkpoint(parser):
     """Which model, and where it runs."""
-    help_ = f"file that train.py wrote (default: {checkpoint.DEFAULT}, else the project's own)"
-    parser.add_argument("--checkpoint", help=help_)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    add, default = parser.add_argument, f"{checkpoint.DEFAULT}, else the project's own"
+    add("--checkpoint", help=f"file that train.py wrote (default: {default})")
+    add("--device", default="cpu", help="cpu, cuda or mps")
     help_ = "nats, instead of the patcher's own threshold: higher ones make longer patches"
-    parser.add_argument("--threshold", type=number(float, -100, 100), help=help_)
+    add("--threshold", type=number(float, -100, 100), help=help_)
 
 
 def add_sampling(parser, bytes=256, temperature=0.0):
     """--bytes, and the flags of generate.Sampling."""
     add = parser.add_argument
-    add("--bytes", type=number(int, 1), default=bytes, help="most bytes to generate")
+    add("--bytes", type=COUNT, default=bytes, help="most bytes to generate")
     add("--temperature", type=number(float, 0), default=temperature, help="0 is greedy")
     help_ = "draw from the fewest bytes that hold this much probability"
     add("--top-p", type=number(float, 0, 1, above=True), default=1.0, help=help_)
@@ -59,13 +59,15 @@ def add_sampling(parser, bytes=256, temperature=0.0):
     add("--ignore-eos", action="store_true", help="never end before the byte budget")
 
 
-def add_drafting(parser, rules):
-    """The flags of speculate.Drafting. rules: names of the unmasking rules."""
+def add_mode(parser, modes, rules):
+    """--mode, and the flags of speculate.Drafting. rules: names of the unmasking rules."""
     add = parser.add_argument
+    add("--mode", default="blt", choices=modes, help="how to generate")
     help_ = "k, bytes that blts and lookup draft a round"
     add("--draft-size", type=number(int, 1, 64), default=8, help=help_)
-    help_ = "K, bytes of a block of bltd and bltdv (default: the size trained)"
-    add("--block-size", type=int, help=help_)
+    add(
+        "--block-size", type=int, help="K, bytes of a block of bltd and bltdv (default: as trained)"
+    )
     help_ = "how a block is filled (default: confidence for bltd, chained or one-step for bltdv)"
     add("--unmask", choices=rules, help=help_)
     help_ = "threshold of confidence (bltd 0.7, bltdv 0.3) and of a chained draft (bltdv 0.05)"
@@ -79,12 +81,6 @@ def add_drafting(parser, rules):
     add("--copy", type=number(int, 0, 64), help=help_)
 
 
-def add_mode(parser, modes, rules):
-    """--mode and how it drafts."""
-    parser.add_argument("--mode", default="blt", choices=modes, help="how to generate")
-    add_drafting(parser, rules)
-
-
 def training_parser(presets, block_sizes, recipes, patchers):
     """The parser of train.py. A flag that is not given is None: checkpoints bring settings too."""
     parser = Parser(prog="train.py", description="Train a Byte Latent Transformer on any text.")
@@ -93,8 +89,7 @@ def training_parser(presets, block_sizes, recipes, patchers):
     add("--data", nargs="+", metavar="PATH", help=help_)
     add("--preset", choices=presets, help="size of the model (default: tiny)")
     add("--minutes", type=POSITIVE, help="for everything; fixes the number of steps (default: 8)")
-    help_ = "train the model for so many steps instead, the patcher for half as many"
-    add("--steps", type=number(int, 1), help=help_)
+    add("--steps", type=COUNT, help="of the model instead; the patcher is trained for half as many")
     help_ = "K, bytes that the decoder learns to fill at once; 0: plain BLT (default: 8)"
     add("--block-size", type=int, choices=block_sizes, help=help_)
     help_ = "how blocks are trained: as measured best here, or as the paper does (default: ours)"
@@ -103,10 +98,9 @@ def training_parser(presets, block_sizes, recipes, patchers):
     help_ = "cells of blocks beside each byte of text; 0: a block at every patch start"
     add("--cells-per-byte", type=number(float, 0), help=help_)
     add("--noise", choices=("block", "sequence"), help="what has a noise level t of its own")
-    add("--full-share", type=number(float, 0, 1), help="share of blocks that are masked whole")
+    add("--full-share", type=SHARE, help="share of blocks that are masked whole")
     add("--mask-weight", type=number(float, 0), help="λ, weight of hidden cells in the loss")
-    help_ = "share of the steps before blocks join"
-    add("--block-after", dest="after", type=number(float, 0, 1), help=help_)
+    add("--block-after", dest="after", type=SHARE, help="share of the steps before blocks join")
     help_ = "state of a head that chains the cells of a block, so that neighbours fit; 0: none"
     add("--chain-width", type=number(int, 0), help=help_)
     add("--patcher", choices=patchers, help="what decides where patches end (default: entropy)")
@@ -115,25 +109,24 @@ def training_parser(presets, block_sizes, recipes, patchers):
     add("--max-patch", type=number(int, 1, 64), help="most bytes of a patch (default: 8)")
     help_ = "the entropy model forgets at newlines, as BLT's does"
     add("--reset-at-newline", action="store_true", default=None, help=help_)
-    add("--decoder-layers", type=number(int, 1), help="instead of the preset's")
-    add("--global-layers", type=number(int, 1), help="instead of the preset's")
-    add("--ngram-table-size", type=number(int, 1), help="entries of a table, not the preset's")
+    add("--decoder-layers", type=COUNT, help="instead of the preset's")
+    add("--global-layers", type=COUNT, help="instead of the preset's")
+    add("--ngram-table-size", type=COUNT, help="entries of a table, not the preset's")
     help_ = "muon for hidden matrices and AdamW for the rest, or AdamW for all, as the paper has it"
     add("--optimizer", choices=OPTIMIZERS, help=help_)
     add("--lr", type=POSITIVE, help="peak learning rate instead of the preset's")
-    add("--batch", type=number(int, 1), help="crops in a forward pass instead of the preset's")
+    add("--batch", type=COUNT, help="crops in a forward pass instead of the preset's")
     add("--length", type=number(int, 8), help="bytes in a crop instead of the preset's")
     add("--seed", type=number(int, 0, 2**31), help="of weights and of the order of the text")
     help_ = "of the arithmetic; auto, the default: bfloat16 where it is measured to pay"
     add("--dtype", choices=("auto", "float32", "bfloat16"), help=help_)
     add("--device", default="auto", help="cpu, cuda or mps (default: the best there is)")
-    help_ = f"the checkpoint to write (default: the one resumed, or {checkpoint.DEFAULT})"
-    add("--out", help=help_)
-    source = parser.add_mutually_exclusive_group()
+    add("--out", help=f"to write (default: the one resumed, or {checkpoint.DEFAULT})")
+    add = parser.add_mutually_exclusive_group().add_argument
     help_ = "begin with the weights, the patcher and the settings of this checkpoint"
-    source.add_argument("--init-from", metavar="FILE", help=help_)
+    add("--init-from", metavar="FILE", help=help_)
     help_ = "go on with an interrupted run; all settings come from the file"
-    source.add_argument("--resume", metavar="FILE", help=help_)
+    add("--resume", metavar="FILE", help=help_)
     return parser
 
 

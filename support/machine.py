@@ -11,11 +11,9 @@ from support.terminal import BadInput
 
 
 def median_seconds_in_turn(works, repeats):
-    """Wall-clock of several functions (a dict), run in turn after a warm-up.
+    """Wall-clock of functions (a dict), run in turn after a warm-up -> (medians, largest spread).
 
-    -> (dict of medians in seconds, largest spread).
-
-    The spread of one is the width of the middle half of its times over their median.
+    A spread is the width of the middle half of the times over their median.
     """
     times = {name: [] for name in works}
     for i in range(repeats + 3):
@@ -80,10 +78,7 @@ def choose_dtype(name, device):
 
 
 def choose_device(name):
-    """A device name, or auto for the best there is.
-
-    Raises BadInput for one that this machine or this torch does not have.
-    """
+    """A device name, or auto for the best there is. Raises BadInput for one that isn't here."""
     if name != "auto":
         try:
             torch.zeros(1, device=name)
@@ -113,10 +108,7 @@ def free_memory():
 
 
 def keep_memory():
-    """Let glibc keep freed buffers of up to 32 MB instead of handing them back.
-
-    On a CPU, fresh pages cost a training step a sixth of its time.
-    """
+    """Let glibc keep freed buffers: on a CPU fresh pages cost a sixth of a training step's time."""
     if sys.platform == "linux":
         try:
             libc = ctypes.CDLL("libc.so.6")

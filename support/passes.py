@@ -13,10 +13,8 @@ from support.machine import median_seconds_in_turn
 
 @dataclass
 class PassSeconds:
-    """Seconds of single passes of one stream, medians.
-
-    decoder[n] and patcher[n] for n rows, encoder_global[M] for M patches. spread: how far
-    repeated times of a pass scatter, the largest of all.
+    """Medians of seconds of single passes: decoder[n], patcher[n] for n rows, encoder_global[M] for
+    M patches. spread: how far repeated times of a pass scatter, the largest of all.
     """
 
     decoder: dict
@@ -25,10 +23,7 @@ class PassSeconds:
     spread: float
 
     def of(self, passes):
-        """What passes, a Counter by (part, width), take alone -> seconds by part.
-
-        A width that was not timed lies on the line between those that were.
-        """
+        """Seconds, by part, of passes: a Counter by (part, width), widths between those timed."""
         seconds = dict.fromkeys(("decoder", "encoder_global", "patcher"), 0.0)
         for (part, width), n in passes.items():
             timed = zip(*sorted(getattr(self, part).items()))

@@ -162,10 +162,7 @@ def defaults(preset, recipe, optimizer):
 
 
 def known_of(saved):
-    """What a loaded checkpoint says of the flags that shape model and patcher.
-
-    Raises BadInput for a shape of no preset, whose training settings would be unknown.
-    """
+    """What a loaded checkpoint says of the flags that shape model and patcher."""
     config, patcher, asked = saved["config"], saved["patcher_config"], saved.get("asked", {})
     known = {name: config[name] for name in SHAPE}
     if config.get("chain_width"):
