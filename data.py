@@ -92,11 +92,8 @@ class Corpus:
             (held_out if name_chance(name) < VALIDATION_SHARE else train).append(data)
         share = sum(map(len, held_out)) / max(1, self.size)
         if not VALIDATION_SHARE / 2 <= share <= VALIDATION_SHARE * 4:
-            train, held_out = [], []
-            for _, data in self.documents:
-                cut = len(data) - max(1, int(len(data) * VALIDATION_SHARE))
-                train.append(data[:cut])
-                held_out.append(data[cut:])
+            cuts = [(data, max(1, int(len(data) * VALIDATION_SHARE))) for _, data in self.documents]
+            train, held_out = [d[:-n] for d, n in cuts], [d[-n:] for d, n in cuts]
         return [d for d in train if d], [d for d in held_out if d]
 
 

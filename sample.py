@@ -5,11 +5,19 @@
 
 Text streams as it is made; --trace shows drafts and unmasking instead, --json prints one object a
 prompt. Any bytes are a prompt, the empty one too.
+
+JSON keys: mode, prompt, output, output_hex, new_bytes, seconds, bytes_per_second, decoder_nfes,
+encoder_global_nfes, entropy_nfes, prefill_nfes (the same three, apart), paper_encoder_global_nfes
+(as the paper counts them), rounds, drafted, accepted, acceptance, accepted_lengths (how many rounds
+accepted so many bytes), mean_patch, bandwidth_gb (Eq. 8), bandwidth_gb_with_patcher; with --compare
+identical_to_blt: true, false, or "tie" where two float32 runs part at a place where rounding
+decides (the best two logits, or what the patcher compares with its threshold, lie within 1e-3).
 """
 
 import functools
 import json
 import os
+from collections import Counter
 
 from bandwidth import compare, measure
 from data import BOS, decode, encode
@@ -24,15 +32,6 @@ from support.machine import choose_device, choose_threads
 from support.quality import identical
 from support.show import Trace, print_measured, printer, summary
 from support.terminal import Parser, paint, read_file, run
-
-KEYS = """
-JSON keys: mode, prompt, output, output_hex, new_bytes, seconds, bytes_per_second, decoder_nfes,
-encoder_global_nfes, entropy_nfes, prefill_nfes (the same three, apart), paper_encoder_global_nfes
-(as the paper counts them), rounds, drafted, accepted, acceptance, accepted_lengths (how many rounds
-accepted so many bytes), mean_patch, bandwidth_gb (Eq. 8), bandwidth_gb_with_patcher; with --compare
-identical_to_blt: true, false, or "tie" where two float32 runs part at a place where rounding
-decides (the best two logits, or what the patcher compares with its threshold, lie within 1e-3).
-"""
 
 
 def sampling_of(options, stop=()):
@@ -56,21 +55,11 @@ def load(options):
     return model, patcher
 
 
-def read_prompts(options):
-    """What to go on with -> list of prompts, bytes each.
-
-    Any byte string is one, the empty one and invalid UTF-8 too.
-    """
-    if not options.prompt_file:
-        return [os.fsencode(options.prompt)]
-    return [read_file(path, "the prompt file") for path in options.prompt_file]
-
-
 # ---- one generation as a user sees it
 
 
 def as_json(mode, prompt, made):
-    """What --json prints of one Generation (KEYS says what the keys mean); prompt: bytes.
+    """What --json prints of one Generation (what its keys mean stands above); prompt: bytes.
 
     Text that is no UTF-8 is replaced; output_hex has the very bytes.
     """
@@ -107,17 +96,16 @@ def sample(model, patcher, prompt, options):
     Plain text streams as it is made. A trace prints lines of its own instead, and --json nothing
     until the end.
     """
-    trace, emit = None, None
+    mode, how = options.mode, {"sampling": sampling_of(options)}
     if not options.json:
         print(paint(prompt.decode("utf-8", "replace"), 2), end="\n" if options.trace else "")
-        trace, emit = (Trace(), None) if options.trace else (None, printer())
-    how = {"sampling": sampling_of(options), "emit": emit, "trace": trace}
-    made = run_mode(options.mode, model, patcher, encode(prompt), options.bytes, options, **how)
+        how |= {"trace": Trace()} if options.trace else {"emit": printer()}
+    made = run_mode(mode, model, patcher, encode(prompt), options.bytes, options, **how)
     if options.json:
-        return print(json.dumps(as_json(options.mode, prompt, made)), flush=True)
-    if emit:
-        emit([], final=True)
-    return print(paint("\n\n" + summary(options.mode, made, paper_calls(options.mode, made)), 2))
+        return print(json.dumps(as_json(mode, prompt, made)), flush=True)
+    if "emit" in how:
+        how["emit"]([], final=True)
+    return print(paint("\n\n" + summary(mode, made, paper_calls(mode, made)), 2))
 
 
 # ---- all modes on the same prompts
@@ -138,25 +126,25 @@ def compare_modes(model, patcher, prompts, options):
             same = identical(mode, model, patcher, ids[i], made[0][i], outputs[i], options)
             verdicts[mode].append(same)
             if options.json:
-                row = {**as_json(mode, prompt, outputs[i]), "identical_to_blt": same}
-                print(json.dumps(row), flush=True)
+                row = as_json(mode, prompt, outputs[i])
+                print(json.dumps(row | {"identical_to_blt": same}), flush=True)
     if options.json:
         return
     rows, times = compare(model, patcher, ids, settings, made)
     print_measured(rows, times)
     if not options.temperature:
-        # How many prompts of each verdict
-        words = {True: "yes", False: "no"}
-        counts = []
+        words, counts = {True: "yes", False: "no"}, []
         for mode, same in verdicts.items():
-            parts = [f"{same.count(v)} {words.get(v, v)}" for v in dict.fromkeys(same)]
+            # How many prompts of each verdict
+            parts = [f"{n} {words.get(verdict, verdict)}" for verdict, n in Counter(same).items()]
             counts.append(f"{mode} {', '.join(parts)}")
         print(f"identical to plain BLT: {'; '.join(counts)}")
 
 
 def options_from(argv):
     """The command line: which model, how it writes, and what is shown of it."""
-    parser = Parser(prog="sample.py", description="Generate bytes from a checkpoint.", epilog=KEYS)
+    parser = Parser(prog="sample.py", description="Generate bytes from a checkpoint.")
+    parser.epilog = __doc__[__doc__.index("JSON keys") :]
     add_checkpoint(parser)
     add_mode(parser, MODES, RULES)
     add_sampling(parser)
@@ -174,7 +162,9 @@ def options_from(argv):
 def main(argv=None):
     """Bad flags, prompts and checkpoints end in one line before anything is generated."""
     options = options_from(argv)
-    prompts = read_prompts(options)
+    # Any bytes are a prompt, none at all and invalid UTF-8 too.
+    prompts = [read_file(path, "the prompt file") for path in options.prompt_file or ()]
+    prompts = prompts or [os.fsencode(options.prompt)]
     model, patcher = load(options)
     check_mode(options.mode, model, options)
     if options.compare:

@@ -102,10 +102,9 @@ def train_step(task, optimizer, step, done):
         nats += clean.item() / s.accumulate
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip)
     if not math.isfinite(nats) or not torch.isfinite(norm):
-        raise BadInput(
-            f"the loss or its gradient is not finite at step {step} of the {task.name}: "
-            "try a lower --lr; the checkpoint written last is kept"
-        )
+        where, advice = f"step {step} of the {task.name}", "try a lower --lr"
+        kept = "the checkpoint written last is kept"
+        raise BadInput(f"the loss or its gradient is not finite at {where}: {advice}; {kept}")
     optimizer.step()
     optimizer.zero_grad()
     return nats / math.log(2)
@@ -165,16 +164,17 @@ def fit(task, optimizer, run, after_step):
 # ---- the stages
 
 
-def train_stage(run, task, steps, validate=None):
+def train_stage(run, task, steps, share=1.0, after=1.0, validate=None):
     """Fit one of the two models, saving now and then and on Ctrl-C -> bytes a second.
 
-    steps: how many, if they are not known from before an interrupt. validate() looks at the model
+    steps: how many, if they are not known from before an interrupt; None for as many as fit into
+    that share of the minutes, blocks joining `after` a share of them. validate() looks at the model
     after each save. Raises KeyboardInterrupt, once all is saved, where Ctrl-C asked for it.
     """
+    run.steps = run.steps or steps or count_steps(task, seconds_left(run, share), after)
     optimizer = make_optimizer(task.model, task.settings)
     if run.optimizer:
         optimizer.load_state_dict(run.optimizer)
-    run.steps = run.steps or steps
 
     def after_step():
         if run.step == run.steps:
@@ -209,9 +209,7 @@ def train_patcher(run, train, held_out):
         entropy_model = run.patcher.model
         task = Task("patcher", entropy_model, crops, patcher_loss, settings, torch.float32)
         steps = run.asked["steps"] and max(1, run.asked["steps"] // 2)
-        if not (steps or run.steps):
-            steps = count_steps(task, seconds_left(run, PATCHER_SHARE))
-        train_stage(run, task, steps)
+        train_stage(run, task, steps, PATCHER_SHARE)
     # Calibrated on text that the entropy model has not seen, as all text will be.
     unseen, size = [ids.to(run.device) for ids in held_out], run.asked["patch_size"]
     run.results["mean_patch_held_out"] = calibrate(run.patcher, unseen, size)
@@ -240,11 +238,8 @@ def train_model(run, ids, closes, held_out):
         said = visible(written(run, 60))
         tqdm.write(f"step {run.step}: {bits:.3f} bits/byte {on}, sample: {said}", file=sys.stderr)
 
-    steps = run.asked["steps"]
-    if not (steps or run.steps):
-        after = recipe.after if recipe.block_size else 1.0
-        steps = count_steps(task, seconds_left(run), after)
-    speed = train_stage(run, task, steps, validate)
+    after = recipe.after if recipe.block_size else 1.0
+    speed = train_stage(run, task, run.asked["steps"], after=after, validate=validate)
     trained = run.step * s.length * s.batch * s.accumulate
     mean = run.results["mean_patch_train"]
     work = flops_per_byte(run.model, mean, recipe.cells(mean)) * speed
@@ -274,11 +269,8 @@ def finish(run, held_out):
         accuracy, masked = masked_accuracy(run.model, run.patcher, held_out, K)
         masked_bits = sum(masked) / K
         run.results |= {"masked_accuracy": accuracy, "masked_bits_per_byte": masked_bits}
-        right = " ".join(f"{share:.0%}" for share in accuracy)
-        print(
-            f"wholly masked blocks of {K}: {masked_bits:.3f} bits per byte, "
-            f"right by position in the block: {right}"
-        )
+        right = "right by position in the block: " + " ".join(f"{x:.0%}" for x in accuracy)
+        print(f"wholly masked blocks of {K}: {masked_bits:.3f} bits per byte, {right}")
     save(run)
     print(f"\n{written(run, 200).decode('utf-8', 'replace')}\n")
     print(f"{run.seconds / 60:.1f} minutes; wrote {run.out}")
