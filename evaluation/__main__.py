@@ -9,8 +9,7 @@
     python -m evaluation miniature --write DIR                 # text for `train.py --data DIR`
     python -m evaluation miniature --checkpoints A.pt B.pt     # the paper's Figure 7 in small
 
-Every task ends with its score, with a standard error, and its cost. Each takes the flags that it
-reads and no others: `python -m evaluation TASK --help`.
+Each takes the flags that it reads and no others: `python -m evaluation TASK --help`.
 """
 
 import inspect
@@ -119,22 +118,19 @@ def options_from(argv):
     if unknown:
         words = f"{options.task} takes no {' '.join(unknown)}"
         raise BadInput(f"{words} (see {parser.prog} {options.task} --help)")
-    check_flags(options, sys.argv[1:] if argv is None else argv)
-    if "bytes" in options and options.bytes is None:
-        options.bytes = LONG if options.set in (*TRANSLATIONS, "humaneval") else SHORT
-    return options
-
-
-def check_flags(options, given):
-    """Raises BadInput for flags that would not be read beside the others. given: the arguments."""
-    # Whether a flag was given can't be seen from its value, which may be the default.
-    if getattr(options, "write", None) and sum(argument.startswith("-") for argument in given) > 1:
-        raise BadInput("--write takes no other flag: it writes all that there is to train on")
+    if getattr(options, "write", None):
+        # Whether a flag was given can't be seen from its value, which may be the default.
+        given = sys.argv[1:] if argv is None else argv
+        if sum(argument.startswith("-") for argument in given) > 1:
+            raise BadInput("--write takes no other flag: it writes all that there is to train on")
     if "set" in options:
         if options.items and options.set not in READERS:
             raise BadInput(f"--set {options.set} reads no --items: name a benchmark with --set")
         if options.set in READERS and getattr(options, "data", None):
             raise BadInput(f"--set {options.set} reads no --data but --items DIR")
+    if "bytes" in options and options.bytes is None:
+        options.bytes = LONG if options.set in (*TRANSLATIONS, "humaneval") else SHORT
+    return options
 
 
 def main(argv=None):

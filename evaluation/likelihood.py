@@ -58,18 +58,17 @@ def evaluate_bpb(model, patcher, options):
         accuracy, masked_bits = masked_accuracy(model, patcher, documents, K)
         score |= {"masked_bits_by_position": masked_bits, "masked_accuracy_by_position": accuracy}
     if options.json:
-        return print_rows(
-            [{"task": "bpb", "text": name, "bytes": size, "seconds": seconds} | score]
-        )
+        known = {"task": "bpb", "text": name, "bytes": size, "seconds": seconds}
+        return print_rows([known | score])
     if K:
         header = ["position in a wholly masked block", *range(1, K + 1)]
         shares = ["right", *(f"{share:.0%}" for share in accuracy)]
         print(table(header, [["bits per byte", *(f"{b:.2f}" for b in masked_bits)], shares]) + "\n")
-    return print(
-        f"{name}: {bits:.3f} bits per byte on {size:,} bytes in {len(texts)} documents, "
-        f"{seconds:.1f} s, {size / seconds:.0f} bytes/s; "
-        f"xz -6 of the same bytes, packed as one: {xz:.3f}"
+    size = (
+        f"{size:,} bytes in {len(texts)} documents, {seconds:.1f} s, {size / seconds:.0f} bytes/s"
     )
+    of_xz = f"xz -6 of the same bytes, packed as one: {xz:.3f}"
+    return print(f"{name}: {bits:.3f} bits per byte on {size}; {of_xz}")
 
 
 def evaluate_likelihood(model, patcher, options):
