@@ -1,8 +1,4 @@
-"""Answers that a model generates, and their scores: by sacrebleu, or by running programs.
-
-Several ways to generate take turns at every item, so that what else the machine does hits all of
-them alike.
-"""
+"""Answers that a model generates, and their scores: by sacrebleu, or by running programs."""
 
 import argparse
 import statistics
@@ -48,7 +44,10 @@ class Runner(NamedTuple):
 
 
 def answer_all(runners, questions):
-    """For each Runner its (text, Generation), in the order of the Questions."""
+    """For each Runner its (text, Generation), in the order of the Questions.
+
+    They take turns at every item, so that what else the machine does hits all of them alike.
+    """
     asked = tqdm(questions, desc="answers", leave=False)
     turns = [[runner.answer(question) for runner in runners] for question in asked]
     return list(zip(*turns))

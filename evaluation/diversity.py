@@ -1,8 +1,4 @@
-"""More passes, more diverse samples? (Fast BLT §6)
-
-BLT-D writes without a prompt, under entropy-bounded unmasking with many a γ and top-p. For each
-setting stand the decoder passes that a byte took and the type-token ratio of what was written.
-"""
+"""More passes, more diverse samples of BLT-D without a prompt? (Fast BLT §6)"""
 
 import contextlib
 import statistics

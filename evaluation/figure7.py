@@ -1,7 +1,7 @@
-"""The paper's Figure 7 in small: what each mode scores on generated tasks, and what it costs.
+"""The paper's Figure 7 in small: what each mode scores on miniature.py's tasks, and what it costs.
 
-The tasks are those of miniature.py. A row is one checkpoint in one mode, a dict of the JSON keys
-that the task prints: scores, cost, and both against plain BLT, which is the first row.
+A row is one checkpoint in one mode, a dict of the JSON keys that the task prints: scores, cost, and
+both against plain BLT, which is the first row.
 """
 
 import math

@@ -1,8 +1,4 @@
-"""What is asked of a model, whatever it was read from or made by.
-
-A Choice lies between continuations. A Question is answered by generating: a sentence to translate
-or code to complete.
-"""
+"""What is asked of a model, whatever it was read from or made by."""
 
 from dataclasses import dataclass, replace
 

@@ -110,10 +110,7 @@ def choice_log_likelihoods(model, patcher, item):
 
 
 def cloze(texts, seed=0, context=200, length=32):
-    """Which of four pieces goes on here? -> endless Choices, made of a list of bytes.
-
-    The true piece stands against three from elsewhere in the texts: chance is 25 %.
-    """
+    """Which of four pieces of the texts, lists of bytes, goes on here? -> endless Choices."""
     pick, least = picker(seed), 2 * (context + length)
     long = [text for text in texts if len(text) > least]
     if not long:

@@ -26,15 +26,14 @@ LANGUAGES = {"fr": "French", "de": "German"}
 TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 NOUNS, SENTENCES = TABLES["nouns"], TABLES["sentences"]
 ADJECTIVES = TABLES["adjectives"] + 3 * [{}]  # three nouns in ten stand alone
-
-# What functions are tried on: enough to tell the constants 2 to 99 from each other, but where no x
+# What each function does, its body, which gives the answers that the asserts ask for, and what it
+# is tried on: enough to tell the constants {a} and {b}, 2 to 99, from each other, but where no x
 # lies between a and b < a.
-NUMBERS = ("range(-3, 4)", "range(4, 101)")
-LISTS = ("[[], [3], [60, 2, 31]]", "[list(range(101)), list(range(99, 0, -4))]")
-# What a function does, and its body, which gives the answers that the asserts ask for; {a} and {b}
-# are numbers.
-FUNCTIONS = [(*known.values(), NUMBERS) for known in TABLES["functions of numbers"]]
-FUNCTIONS += [(*known.values(), LISTS) for known in TABLES["functions of lists"]]
+FUNCTIONS = [
+    (what, body, kind["inputs"])
+    for kind in TABLES["functions"]
+    for what, body in kind["bodies"].items()
+]
 
 
 def is_held_out(key):

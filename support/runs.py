@@ -1,8 +1,4 @@
-"""Where a training run comes from, all that it is, and the file it is kept in.
-
-A run begins with nothing (`fresh`), with the weights of another (`initialised`), or where it was
-interrupted (`resumed`): three functions that each return one Run.
-"""
+"""Where a training run comes from, all that it is, and the file it is kept in."""
 
 import os
 import time
