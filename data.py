@@ -145,22 +145,19 @@ def documents_below(path, leave_out=(), ending=""):
     return documents
 
 
-def read_corpus(paths):
-    """Files, and folders with every visible regular file below them, as they are: any bytes.
+def corpus_of(paths):
+    """The corpus that `--data` names, the default one for None: files and folders as they are.
 
     Raises BadInput for what does not exist, can't be read, or has fewer than two bytes in all.
     """
+    if paths is None:
+        return default_corpus()
     documents = [document for path in paths for document in documents_below(path)]
     corpus = Corpus(sorted(documents), ", ".join(map(str, paths)))
     if corpus.size < 2:
         found = f"{corpus.size} bytes; give files with text in them"
         raise BadInput(f"nothing to train on in {corpus.origin}: {found}")
     return corpus
-
-
-def corpus_of(paths):
-    """The corpus that `--data` names: files and folders, or the default one for None."""
-    return default_corpus() if paths is None else read_corpus(paths)
 
 
 # ---- training crops

@@ -7,7 +7,7 @@ both against plain BLT, which is the first row.
 import math
 import statistics
 
-from data import read_corpus
+from data import corpus_of
 from evaluation import miniature
 from evaluation.answers import Runner, answer_all, code_score, translation_score
 from evaluation.items import Question
@@ -34,7 +34,7 @@ def evaluate_miniature(options):
     """
     if options.write:
         miniature.write(options.write)
-        described = read_corpus([options.write]).describe()
+        described = corpus_of([options.write]).describe()
         return print(f"{described}\ntrain on it: python train.py --data {options.write}")
     runners = runners_of(options)
     # The first generation of a process is slow and would count against plain BLT.

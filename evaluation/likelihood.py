@@ -36,9 +36,6 @@ def held_out_texts(options):
     return corpus.split()[1], f"validation split of {corpus.origin}"
 
 
-# ---- bits per byte; what docstrings of tasks say is their help
-
-
 def evaluate_bpb(model, patcher, options):
     """Bits per byte under the causal mask, beside xz.
 

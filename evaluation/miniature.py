@@ -47,9 +47,6 @@ def spell(number, language):
     return package("num2words", "spelling numbers").num2words(number, lang=language)
 
 
-# ---- drawing items; pick(n) draws a number from 0..n-1
-
-
 def draw_pair(pick, task, held_out):
     """A phrase with a number in it, from French ("fr-en") or German to English."""
     while True:
@@ -103,9 +100,6 @@ def test_items(task, count, shots=4):
     return list(behind(examples, draw_items(task, count, held_out=True, seed=2)))
 
 
-# ---- the training text
-
-
 def training_documents():
     """-> list of (TASK/NUMBER, bytes), each of 24 examples of one task."""
     documents = []
@@ -121,7 +115,7 @@ def training_documents():
 def write(folder):
     """Write the training documents into a new or empty folder, a file each.
 
-    `read_corpus([folder])` names them TASK/NUMBER again, so hash and split stay what they are.
+    `corpus_of([folder])` names them TASK/NUMBER again, so hash and split stay what they are.
     """
     folder = Path(folder)
     try:

@@ -52,15 +52,11 @@ def pass_seconds(model, patcher, rows, patches=(1, 2, 4, 8), context=512, repeat
         patcher.step(ids, stream.length, stream.entropy_cache, before, [])[1].tolist()
 
     # The last patches that closed, once more: encoding them again changes nothing.
-    passes, end = {}, stream.known[-1].open_start
-    start, count = end, stream.known[-1].patches_closed
-    for m in range(1, max(patches) + 1):
-        start -= 1
-        while not stream.closes(start - 1):
-            start -= 1
-        if m in patches:
-            work = functools.partial(stream.encode_patches, start, end, count - m, count)
-            passes["encoder_global", m] = work
+    passes, count = {}, stream.known[-1].patches_closed
+    starts = sorted({known.open_start for known in stream.known})
+    for m in patches:
+        these = starts[-1 - m], starts[-1], count - m, count
+        passes["encoder_global", m] = functools.partial(stream.encode_patches, *these)
     for n in sorted(set(rows)):
         passes["decoder", n] = functools.partial(decoder_pass, n)
         passes["patcher", n] = functools.partial(patcher_pass, n)

@@ -133,8 +133,6 @@ def save(run, optimizer=None):
     checkpoint.save(run.out, contents)
 
 
-# ---- what was asked for
-
 PARSER = training_parser(PRESETS, (0, *SIZES), RECIPES, KINDS)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import data
-from data import BOS, EOS, Corpus, Crops, decode, default_corpus, document_ids, encode, read_corpus
+from data import BOS, EOS, Corpus, Crops, corpus_of, decode, default_corpus, document_ids, encode
 from support.terminal import BadInput
 
 # ---- ids
@@ -52,16 +52,16 @@ def test_folders_files_and_hidden_files(tmp_path):
     (tmp_path / "sub" / "a.bin").write_bytes(b"\xff\x00\xfe")
     (tmp_path / "b.txt").write_bytes(b"text")
     (tmp_path / ".hidden").write_bytes(b"no")
-    corpus = read_corpus([tmp_path])
+    corpus = corpus_of([tmp_path])
     assert corpus.documents == [("b.txt", b"text"), ("sub/a.bin", b"\xff\x00\xfe")]
-    assert corpus.sha256 != read_corpus([tmp_path / "b.txt"]).sha256
+    assert corpus.sha256 != corpus_of([tmp_path / "b.txt"]).sha256
 
 
 def test_bad_corpora_are_refused(tmp_path):
     (tmp_path / "one").write_bytes(b"x")
     for path in (tmp_path / "missing", tmp_path / "one"):
         with pytest.raises(BadInput, match=path.name):
-            read_corpus([path])
+            corpus_of([path])
 
 
 def test_a_corpus_is_hashed_once(monkeypatch):

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from data import Corpus, read_corpus
+from data import Corpus, corpus_of
 from evaluation import miniature
 from evaluation.benchmarks import PROGRAMS, READERS, read_items
 from evaluation.execute import run_program
@@ -239,7 +239,7 @@ def test_miniature_text_read_from_its_folder_is_the_text_in_memory(tmp_path, mon
     assert all(document.endswith(b"\n\n") for document in train)
     monkeypatch.setattr(miniature, "training_documents", lambda: corpus.documents)
     miniature.write(tmp_path / "new")
-    written = read_corpus([tmp_path / "new"])
+    written = corpus_of([tmp_path / "new"])
     assert written.documents == corpus.documents and written.sha256 == corpus.sha256
     assert written.split() == (train, held_out)
 
