@@ -1,8 +1,10 @@
 """Speed: two fast paths beside their slow twins in one run, and single passes at a preset's shapes.
 
-python -m scripts.benchmark stream                   # a cached Stream, and the prefix anew
-python -m scripts.benchmark train                    # a training step with blocks, and without
-python -m scripts.benchmark passes --preset blt-1b   # passes, and the paper's tables in seconds
+    python -m scripts.benchmark stream                   # a cached Stream, and the prefix anew
+    python -m scripts.benchmark train                    # a training step with blocks, and without
+    python -m scripts.benchmark passes --preset blt-1b   # passes, and the paper's tables in seconds
+
+No test is timed; this is what is.
 """
 
 import functools

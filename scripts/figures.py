@@ -1,7 +1,9 @@
 """Pictures: what quality costs, for a model of ours and in the paper's tables.
 
-python -m scripts.figures tradeoff --out tradeoff.png   # every mode of a checkpoint, measured
-python -m scripts.figures paper --out-dir docs          # the paper's Figures 6-10 in kind
+    python -m scripts.figures tradeoff --out tradeoff.png   # every mode of a checkpoint, measured
+    python -m scripts.figures paper --out-dir docs          # the paper's Figures 6-10 in kind
+
+What colours, shapes and sizes of the marks tell stands in evaluation/plots.py.
 """
 
 import csv
