@@ -61,11 +61,9 @@ def evaluate_bpb(model, patcher, options):
         header = ["position in a wholly masked block", *range(1, K + 1)]
         shares = ["right", *(f"{share:.0%}" for share in accuracy)]
         print(table(header, [["bits per byte", *(f"{b:.2f}" for b in masked_bits)], shares]) + "\n")
-    size = (
-        f"{size:,} bytes in {len(texts)} documents, {seconds:.1f} s, {size / seconds:.0f} bytes/s"
-    )
-    of_xz = f"xz -6 of the same bytes, packed as one: {xz:.3f}"
-    return print(f"{name}: {bits:.3f} bits per byte on {size}; {of_xz}")
+    found = f"{bits:.3f} bits per byte on {size:,} bytes in {len(texts)} documents"
+    took = f"{seconds:.1f} s, {size / seconds:.0f} bytes/s"
+    return print(f"{name}: {found}, {took}; xz -6 of the same bytes, packed as one: {xz:.3f}")
 
 
 def evaluate_likelihood(model, patcher, options):
