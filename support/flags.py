@@ -65,9 +65,7 @@ def add_mode(parser, modes, rules):
     add("--mode", default="blt", choices=modes, help="how to generate")
     help_ = "k, bytes that blts and lookup draft a round"
     add("--draft-size", type=number(int, 1, 64), default=8, help=help_)
-    add(
-        "--block-size", type=int, help="K, bytes of a block of bltd and bltdv (default: as trained)"
-    )
+    add("--block-size", type=int, help="K, bytes of a block of bltd, bltdv (default: as trained)")
     help_ = "how a block is filled (default: confidence for bltd, chained or one-step for bltdv)"
     add("--unmask", choices=rules, help=help_)
     help_ = "threshold of confidence (bltd 0.7, bltdv 0.3) and of a chained draft (bltdv 0.05)"

@@ -156,7 +156,7 @@ def defaults(preset, recipe, optimizer):
 
 
 def known_of(saved):
-    """What a loaded checkpoint says of the flags that shape model and patcher."""
+    """What a loaded checkpoint says of the flags that shape it. Raises BadInput for no preset's."""
     config, patcher, asked = saved["config"], saved["patcher_config"], saved.get("asked", {})
     known = {name: config[name] for name in SHAPE}
     if config.get("chain_width"):
@@ -164,12 +164,13 @@ def known_of(saved):
     known |= {"patcher": patcher["kind"], "max_patch": patcher["max_patch"]}
     known["reset_at_newline"] = patcher.get("reset_at_newline", False)
     known["patch_size"] = asked.get("patch_size", 4.0)
+    if "preset" in asked:
+        return known | {"preset": asked["preset"]}
     shape = BLTConfig(**{**config, "block_size": 0, "chain_width": 0})
-    presets = [name for name, preset in PRESETS.items() if preset.model == shape]
-    if not presets and "preset" not in asked:
-        problem = "has the shape of no preset: its training settings are unknown"
-        raise BadInput(f"this checkpoint {problem}")
-    return known | {"preset": asked.get("preset", *presets[:1])}
+    for name, preset in PRESETS.items():
+        if preset.model == shape:
+            return known | {"preset": name}
+    raise BadInput("this checkpoint has the shape of no preset: its training settings are unknown")
 
 
 def begin(options):
