@@ -39,10 +39,8 @@ def add_own(parser):
     """The flags that sample.py has not."""
     add = parser.add_argument
     add("--json", action="store_true", help="print JSON objects, one a line, and nothing else")
-    help_ = "paths to take whole (default: the validation split of the checkpoint's corpus)"
-    add("--data", nargs="+", metavar="PATH", help=help_)
-    help_ = "generate the whole budget as the paper does, past stops and the end of text; "
-    help_ += "what stands before a stop is scored, the cost counts all"
+    add("--data", nargs="+", metavar="PATH", help="instead of the checkpoint's validation split")
+    help_ = "generate the whole budget as the paper does, past stops, which end only what is scored"
     add("--no-stop", action="store_true", help=help_)
     help_ = "run programs that the model wrote; this is NO SECURITY SANDBOX"
     add("--allow-code-execution", action="store_true", help=help_)
@@ -93,10 +91,8 @@ def add_task(tasks, name, task):
     parser.add_argument("--limit", type=number(int, 1), default=task.limit, help=help_)
     if name == "miniature":
         one_of = parser.add_mutually_exclusive_group(required=True)
-        help_ = "write text for train.py --data DIR into a new folder; takes no other flag"
-        one_of.add_argument("--write", metavar="DIR", help=help_)
-        help_ = "models trained on that text, the plain BLT among them"
-        one_of.add_argument("--checkpoints", nargs="+", metavar="FILE", help=help_)
+        one_of.add_argument("--write", metavar="DIR", help="write text to train on, nothing else")
+        one_of.add_argument("--checkpoints", nargs="+", metavar="FILE", help="trained on that")
     some = Only(parser, f"json {task.flags}")
     add_own(some)
     add_checkpoint(some)

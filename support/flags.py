@@ -44,8 +44,7 @@ def add_checkpoint(parser):
     add, default = parser.add_argument, f"{checkpoint.DEFAULT}, else the project's own"
     add("--checkpoint", help=f"file that train.py wrote (default: {default})")
     add("--device", default="cpu", help="cpu, cuda or mps")
-    help_ = "nats, instead of the patcher's own threshold: higher ones make longer patches"
-    add("--threshold", type=number(float, -100, 100), help=help_)
+    add("--threshold", type=number(float, -100, 100), help="nats, instead of the patcher's own")
 
 
 def add_sampling(parser, bytes=256, temperature=0.0):
@@ -63,8 +62,7 @@ def add_mode(parser, modes, rules):
     """--mode, and the flags of speculate.Drafting. rules: names of the unmasking rules."""
     add = parser.add_argument
     add("--mode", default="blt", choices=modes, help="how to generate")
-    help_ = "k, bytes that blts and lookup draft a round"
-    add("--draft-size", type=number(int, 1, 64), default=8, help=help_)
+    add("--draft-size", type=number(int, 1, 64), default=8, help="k of blts and lookup, bytes")
     add("--block-size", type=int, help="K, bytes of a block of bltd, bltdv (default: as trained)")
     help_ = "how a block is filled (default: confidence for bltd, chained or one-step for bltdv)"
     add("--unmask", choices=rules, help=help_)
@@ -83,15 +81,13 @@ def training_parser(presets, block_sizes, recipes, patchers):
     """The parser of train.py. A flag that is not given is None: checkpoints bring settings too."""
     parser = Parser(prog="train.py", description="Train a Byte Latent Transformer on any text.")
     add = parser.add_argument
-    help_ = "files and folders to train on (default: Python's standard library)"
-    add("--data", nargs="+", metavar="PATH", help=help_)
+    add("--data", nargs="+", metavar="PATH", help="files, folders (default: Python's library)")
     add("--preset", choices=presets, help="size of the model (default: tiny)")
     add("--minutes", type=POSITIVE, help="for everything; fixes the number of steps (default: 8)")
     add("--steps", type=COUNT, help="of the model instead; the patcher is trained for half as many")
     help_ = "K, bytes that the decoder learns to fill at once; 0: plain BLT (default: 8)"
     add("--block-size", type=int, choices=block_sizes, help=help_)
-    help_ = "how blocks are trained: as measured best here, or as the paper does (default: ours)"
-    add("--recipe", choices=recipes, help=help_)
+    add("--recipe", choices=recipes, help="how blocks are trained (default: ours, measured best)")
     add("--block-starts", dest="starts", choices=("any", "patch"), help="where blocks start")
     help_ = "cells of blocks beside each byte of text; 0: a block at every patch start"
     add("--cells-per-byte", type=number(float, 0), help=help_)
@@ -99,32 +95,26 @@ def training_parser(presets, block_sizes, recipes, patchers):
     add("--full-share", type=SHARE, help="share of blocks that are masked whole")
     add("--mask-weight", type=number(float, 0), help="λ, weight of hidden cells in the loss")
     add("--block-after", dest="after", type=SHARE, help="share of the steps before blocks join")
-    help_ = "state of a head that chains the cells of a block, so that neighbours fit; 0: none"
-    add("--chain-width", type=number(int, 0), help=help_)
+    add("--chain-width", type=number(int, 0), help="state of the head that chains cells; 0: none")
     add("--patcher", choices=patchers, help="what decides where patches end (default: entropy)")
-    help_ = "mean bytes of a patch that the threshold is calibrated to (default: 4)"
-    add("--patch-size", type=number(float, 1), help=help_)
+    add("--patch-size", type=number(float, 1), help="mean bytes of a patch (default: 4)")
     add("--max-patch", type=number(int, 1, 64), help="most bytes of a patch (default: 8)")
     help_ = "the entropy model forgets at newlines, as BLT's does"
     add("--reset-at-newline", action="store_true", default=None, help=help_)
     add("--decoder-layers", type=COUNT, help="instead of the preset's")
     add("--global-layers", type=COUNT, help="instead of the preset's")
     add("--ngram-table-size", type=COUNT, help="entries of a table, not the preset's")
-    help_ = "muon for hidden matrices and AdamW for the rest, or AdamW for all, as the paper has it"
-    add("--optimizer", choices=OPTIMIZERS, help=help_)
+    add("--optimizer", choices=OPTIMIZERS, help="muon: for hidden matrices; adamw: as the paper")
     add("--lr", type=POSITIVE, help="peak learning rate instead of the preset's")
     add("--batch", type=COUNT, help="crops in a forward pass instead of the preset's")
     add("--length", type=number(int, 8), help="bytes in a crop instead of the preset's")
     add("--seed", type=number(int, 0, 2**31), help="of weights and of the order of the text")
-    help_ = "of the arithmetic; auto, the default: bfloat16 where it is measured to pay"
-    add("--dtype", choices=("auto", "float32", "bfloat16"), help=help_)
+    add("--dtype", choices=("auto", "float32", "bfloat16"), help="auto, the default, measures")
     add("--device", default="auto", help="cpu, cuda or mps (default: the best there is)")
     add("--out", help=f"to write (default: the one resumed, or {checkpoint.DEFAULT})")
     add = parser.add_mutually_exclusive_group().add_argument
-    help_ = "begin with the weights, the patcher and the settings of this checkpoint"
-    add("--init-from", metavar="FILE", help=help_)
-    help_ = "go on with an interrupted run; all settings come from the file"
-    add("--resume", metavar="FILE", help=help_)
+    add("--init-from", metavar="FILE", help="begin with its weights, patcher and settings")
+    add("--resume", metavar="FILE", help="go on with this interrupted run, all its settings")
     return parser
 
 
