@@ -19,13 +19,13 @@ from generate import Generation, Sampling
 from model import load_model
 from speculate import MODES, Drafting, run_mode, size_of_blocks
 from support import checkpoint
-from support.flags import Only, add_sampling
+from support.flags import POSITIVE, Only, add_sampling
 from support.machine import memory_bandwidth
 from support.paper import print_paper, read_paper, recompute
 from support.passes import pass_seconds
 from support.quality import distinct_4grams, output_bits
 from support.show import print_measured
-from support.terminal import BadInput, Parser, number, read_file, run
+from support.terminal import BadInput, Parser, read_file, run
 
 # ---- the passes of a generation
 
@@ -175,8 +175,7 @@ def options_from(argv):
     parser = Parser(prog="bandwidth.py", description="What a generation costs, in GB and seconds.")
     add = parser.add_argument
     add("--paper", action="store_true", help="recompute the paper's tables")
-    help_ = "of the BPE Transformer that --paper compares with"
-    add("--bytes-per-token", type=number(float, 0, above=True), default=4.4, help=help_)
+    add("--bytes-per-token", type=POSITIVE, default=4.4, help="of the BPE model of --paper")
     add("--checkpoint", help="measure this model (default: the newest there is)")
     add("--prompts", metavar="FILE", help="one a line (default: four held-out places)")
     add_sampling(Only(parser, "bytes temperature top-p seed"))

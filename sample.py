@@ -150,11 +150,9 @@ def options_from(argv):
     add_sampling(parser)
     add = parser.add_argument
     add("--prompt", default="", help="text to go on with")
-    help_ = "files to go on with instead, any bytes; one generation each"
-    add("--prompt-file", nargs="+", metavar="FILE", help=help_)
+    add("--prompt-file", nargs="+", metavar="FILE", help="instead: files, a generation each")
     add("--trace", action="store_true", help="show drafts and unmasking as they happen")
-    help_ = "run every mode on the same prompts and print one table"
-    add("--compare", action="store_true", help=help_)
+    add("--compare", action="store_true", help="every mode on the same prompts, in one table")
     add("--json", action="store_true", help="print JSON objects, a line each, and nothing else")
     return parser.parse_args(argv)
 
