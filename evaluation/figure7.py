@@ -58,7 +58,6 @@ def evaluate_miniature(options):
         panels = {"MB a byte by Eq. 8": marks_of(rows, "gb_per_kilobyte")}
         panels["bytes/s"] = marks_of(rows, "bytes_per_second")
         draw(options.plot, "The paper's Figure 7 in small", "right answers, %", panels)
-    return None
 
 
 def runners_of(options):

@@ -197,31 +197,28 @@ def benchmark_passes(options):
             "(weights are random; its patcher is not counted):"
         )
         print(table_of(paper, PRICE_COLUMNS))
-    return None
+
+
+WORKS = {"stream": benchmark_stream, "train": benchmark_train, "passes": benchmark_passes}
 
 
 def options_from(argv):
     parser = Parser(prog="scripts.benchmark", description="Speed, measured on this machine.")
-    what = parser.add_subparsers(dest="what", required=True, metavar="stream|train|passes")
-    help_ = "the cached Stream against recomputing the prefix"
-    add = what.add_parser("stream", help=help_).add_argument
-    add("--checkpoint", help="whose Stream (default: the newest model there is)")
-    help_ = "a training step with blocks against one without"
-    add = what.add_parser("train", help=help_).add_argument
-    add("--preset", default="tiny", choices=PRESETS, help="size of the model")
-    add("--steps", type=number(int, 4), default=20, help="steps of each kind")
-    help_ = "single passes of random weights, and the paper's tables in seconds"
-    add = what.add_parser("passes", help=help_).add_argument
-    add("--preset", default="blt-1b", choices=PRESETS, help="whose shapes")
-    add("--device", default="cpu", help="cpu, cuda, ... or auto")
-    add("--json", action="store_true", help="one JSON object a row and nothing else")
+    what = parser.add_subparsers(dest="what", required=True, metavar="|".join(WORKS))
+    parsers = [what.add_parser(name, help=work.__doc__) for name, work in WORKS.items()]
+    stream, train, passes = (parser.add_argument for parser in parsers)
+    stream("--checkpoint", help="whose Stream (default: the newest model there is)")
+    train("--preset", default="tiny", choices=PRESETS, help="size of the model")
+    train("--steps", type=number(int, 4), default=20, help="steps of each kind")
+    passes("--preset", default="blt-1b", choices=PRESETS, help="whose shapes")
+    passes("--device", default="cpu", help="cpu, cuda, ... or auto")
+    passes("--json", action="store_true", help="one JSON object a row and nothing else")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     options = options_from(argv)
-    works = {"stream": benchmark_stream, "train": benchmark_train, "passes": benchmark_passes}
-    works[options.what](options)
+    WORKS[options.what](options)
 
 
 if __name__ == "__main__":
