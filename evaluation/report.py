@@ -30,7 +30,7 @@ def taken(items, limit):
 
 
 def mean(name, values):
-    """-> {NAME: mean of independent values, NAME_se: its standard error, None for a single value}."""
+    """-> {NAME: mean of independent values, NAME_se: its standard error, None for a single one}."""
     n = len(values)
     error = statistics.stdev(values) / math.sqrt(n) if n > 1 else None
     return {name: statistics.mean(values), f"{name}_se": error}
