@@ -62,7 +62,7 @@ def masked_accuracy(model, patcher, documents, block_size, stride=61):
             nats += F.cross_entropy(logits, truth, reduction="none")
             count += 1
     count = max(1, count)
-    return (hits / count).tolist(), (nats / count / math.log(2)).tolist()
+    return (hits / count).tolist(), [n / math.log(2) for n in (nats / count).tolist()]
 
 
 def identical(mode, model, patcher, prompt, plain, made, options):
