@@ -80,7 +80,10 @@ def runners_of(options):
 
 
 def measure(runners, options):
-    """Let every Runner answer the items of all tasks -> a row for each."""
+    """Let every Runner answer the items of all tasks -> a row for each.
+
+    The score is the mean over the tasks of right answers; BLEU does not count.
+    """
     rows, made = [], [[] for _ in runners]
     for runner in runners:
         known = {"name": runner.name, "mode": runner.mode}
@@ -95,22 +98,15 @@ def measure(runners, options):
                 row |= {f"{task}_{name}": value for name, value in score(texts, questions).items()}
     for row, generations in zip(rows, made):
         row |= Generation.total(generations).cost()
-        add_summary(row, rows[0])
+        row["gb_per_kilobyte"] = 1000 * row["bandwidth_gb"] / max(1, row["new_bytes"])
+        right = [key for key in row if key.endswith(("_exact", "_pass@1"))]
+        errors = [row[key + "_se"] for key in right]
+        row["score"] = statistics.mean(row[key] for key in right)
+        # Tasks are independent: their errors add as squares.
+        row["score_se"] = None if None in errors else math.hypot(*errors) / len(errors)
+        row["decrease"] = 1 - row["gb_per_kilobyte"] / rows[0]["gb_per_kilobyte"]
+        row["ratio"] = row["bytes_per_second"] / rows[0]["bytes_per_second"]
     return rows
-
-
-def add_summary(row, baseline):
-    """Add the mean score over the tasks, and cost and speed against the first row, plain BLT.
-
-    Only right answers count, BLEU does not. Tasks are independent: their errors add as squares.
-    """
-    row["gb_per_kilobyte"] = 1000 * row["bandwidth_gb"] / max(1, row["new_bytes"])
-    right = [key for key in row if key.endswith(("_exact", "_pass@1"))]
-    errors = [row[key + "_se"] for key in right]
-    row["score"] = statistics.mean(row[key] for key in right)
-    row["score_se"] = None if None in errors else math.hypot(*errors) / len(errors)
-    row["decrease"] = 1 - row["gb_per_kilobyte"] / baseline["gb_per_kilobyte"]
-    row["ratio"] = row["bytes_per_second"] / baseline["bytes_per_second"]
 
 
 def marks_of(rows, key):
