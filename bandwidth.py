@@ -47,8 +47,9 @@ def pass_rows(mode, count):
 def passes_of(mode, counters, count):
     """The passes behind a generation's counters -> Counter by (part, width).
 
-    part: decoder, encoder_global or patcher. width: rows of a pass, or patches that a call closes,
-    on average. count: bytes drafted a round (k or K).
+    part: decoder, encoder_global, patcher, or chain, which draws the cells of a draft. width: rows
+    of a pass, patches that a call closes, or cells, on average. count: bytes drafted a round (k or
+    K).
     """
     c, passes = counters, Counter()
     first, later, taken = pass_rows(mode, count)
@@ -61,6 +62,7 @@ def passes_of(mode, counters, count):
     firsts = min(drafts, c.rounds)
     passes["decoder", first] += firsts
     passes["decoder", later] += drafts - firsts
+    passes["chain", c.chain / max(1, firsts)] += firsts * bool(c.chain)
     width = max(1.0, c.patches_closed / max(1, c.encoder_global))
     passes["encoder_global", width] += c.encoder_global
     passes["patcher", taken] += c.entropy

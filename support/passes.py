@@ -1,12 +1,14 @@
 """Seconds of single passes of a model, measured."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from data import BOS, default_corpus, encode
+from data import BOS, MASK, default_corpus, encode
+from diffusion import chained_head
+from generate import Sampling
 from stream import Stream
 from support.machine import median_seconds_in_turn
 
@@ -14,17 +16,19 @@ from support.machine import median_seconds_in_turn
 @dataclass
 class PassSeconds:
     """Medians of seconds of single passes: decoder[n], patcher[n] for n rows, encoder_global[M] for
-    M patches. spread: how far repeated times of a pass scatter, the largest of all.
+    M patches, chain[n] for n cells drawn greedily. spread: how far repeated times of a pass
+    scatter, the largest of all.
     """
 
     decoder: dict
     patcher: dict
     encoder_global: dict
     spread: float
+    chain: dict = field(default_factory=dict)
 
     def of(self, passes):
         """Seconds, by part, of passes: a Counter by (part, width), widths between those timed."""
-        seconds = dict.fromkeys(("decoder", "encoder_global", "patcher"), 0.0)
+        seconds = dict.fromkeys(("decoder", "encoder_global", "patcher", "chain"), 0.0)
         for (part, width), n in passes.items():
             timed = zip(*sorted(getattr(self, part).items()))
             seconds[part] += n * float(np.interp(width, *timed))
@@ -60,8 +64,13 @@ def pass_seconds(model, patcher, rows, patches=(1, 2, 4, 8), context=512, repeat
     for n in sorted(set(rows)):
         passes["decoder", n] = functools.partial(decoder_pass, n)
         passes["patcher", n] = functools.partial(patcher_pass, n)
+    if model.decoder.chain:
+        draw_cells, K = chained_head(model.decoder), model.config.block_size
+        cells = stream.last_rows(block=[MASK] * K)[-K:]
+        for n in {1, K}:
+            passes["chain", n] = functools.partial(draw_cells, cells[:n], 100, Sampling())
     times, spread = median_seconds_in_turn(passes, repeats)
-    parts = {"decoder": {}, "patcher": {}, "encoder_global": {}}
+    parts = {part: {} for part, _ in times}
     for (part, n), seconds in times.items():
         parts[part][n] = seconds
     return PassSeconds(**parts, spread=spread)

@@ -143,6 +143,7 @@ def known_times(**decoder):
         patcher={n: n / 100 for n in rows},
         encoder_global={1: 11.0, 2: 12.0, 8: 18.0},
         spread=0.0,
+        chain={n: n / 100 for n in rows},
     )
 
 
@@ -158,10 +159,10 @@ def test_seconds_of_passes_by_hand():
     """Each pass at its own number of rows, each call at its own number of patches."""
     times = known_times()
 
-    def check(mode, count, decoding, closing, patching, **counted):
+    def check(mode, count, decoding, closing, patching, chaining=0, **counted):
         seconds = times.of(passes_of(mode, Counters(**counted), count))
         by_hand = {"decoder": decoding, "encoder_global": closing, "patcher": patching}
-        assert seconds == pytest.approx(by_hand)
+        assert seconds == pytest.approx({**by_hand, "chain": chaining})
 
     taken = {"encoder_global": 3, "patches_closed": 12}  # four patches a call: 14 s each
     plain = {"encoder_global": 2, "patches_closed": 2}
@@ -174,6 +175,10 @@ def test_seconds_of_passes_by_hand():
     # drafts that stopped early: 3 bytes on average
     decoding = 5 * 17 + 2 * 16 + 5 * 4
     check("bltdv", 16, decoding, 42, 0.2, decoder=12, rounds=5, drafted=15, entropy=5, **taken)
+    # two of the rounds copied and three drafted, 4 cells each
+    decoding = 3 * 17 + 5 * 4
+    counted = {"decoder": 8, "rounds": 5, "drafted": 15, "entropy": 5, "chain": 12}
+    check("bltdv", 16, decoding, 42, 0.2, 3 * 0.04, **counted, **taken)
     # 5 rounds of 4 drafted bytes, a row each, and 5 verifications of 5 rows
     check("blts", 4, 20 + 5 * 5, 42, 0.25, decoder=25, rounds=5, drafted=20, entropy=5, **taken)
     check("lookup", 8, 5 * 9, 42, 0.45, decoder=5, rounds=5, drafted=40, entropy=5, **taken)
@@ -209,7 +214,7 @@ MEASURED = {
     *("mode", "setting", "agreement", "output_bits_per_byte", "distinct_4grams", "mean_patch"),
     *("acceptance", "decoder_nfes", "encoder_global_nfes", "entropy_nfes", "bandwidth_gb"),
     *("decrease", "bytes_per_second", "ratio", "of_ceiling", "seconds_decoder"),
-    *("seconds_encoder_global", "seconds_patcher", "memory_bandwidth_share"),
+    *("seconds_encoder_global", "seconds_patcher", "seconds_chain", "memory_bandwidth_share"),
 }
 
 
@@ -224,7 +229,9 @@ def test_measuring_a_checkpoint_gives_the_documented_keys(trained_file, tmp_path
     lossless = [r for r in rows if r["mode"] == "blt" or MODES[r["mode"]].verified]
     assert all(r["agreement"] == 1 for r in lossless) and len(rows) == 28
     for row in rows:
-        parts = sum(row[f"seconds_{part}"] for part in ("decoder", "encoder_global", "patcher"))
+        parts = sum(
+            row[f"seconds_{part}"] for part in ("decoder", "encoder_global", "patcher", "chain")
+        )
         seconds = 12 / row["bytes_per_second"]
         assert parts == pytest.approx(row["of_ceiling"] * seconds, rel=1e-6)
 
