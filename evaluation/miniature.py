@@ -72,7 +72,8 @@ def draw_program(pick, held_out):
     while True:
         what, body, tried_on = FUNCTIONS[pick(len(FUNCTIONS))]
         a, b = (2 + pick(8 if pick(2) else 98) for _ in range(2))
-        what, body = what.format(a=a, b=b), body.format(a=a, b=b)
+        # Spelled, as numbers of phrases are. To copy digits is learned too late to be seen here.
+        what, body = what.format(a=spell(a, "en"), b=spell(b, "en")), body.format(a=a, b=b)
         if is_held_out(what) == held_out:
             break
     tests = ""
