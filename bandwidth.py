@@ -22,7 +22,7 @@ from support import checkpoint
 from support.flags import POSITIVE, Only, add_sampling
 from support.machine import memory_bandwidth
 from support.paper import print_paper, read_paper, recompute
-from support.passes import pass_seconds
+from support.passes import pass_seconds, settle_threads
 from support.quality import distinct_4grams, output_bits
 from support.show import print_measured
 from support.terminal import BadInput, Parser, read_file, run
@@ -192,6 +192,7 @@ def main(argv=None):
         rows = recompute(read_paper())
     else:
         model, patcher = load_model(checkpoint.find(options.checkpoint))
+        settle_threads(model, patcher)
         prompts, settings = read_prompts(options.prompts), settings_of(model)
         o = options
         sampling_of = functools.partial(Sampling, o.temperature, o.top_p, True, o.seed)

@@ -20,15 +20,15 @@ import os
 from collections import Counter
 
 from bandwidth import compare, measure
-from data import BOS, decode, encode
+from data import decode, encode
 from diffusion import RULES
 from generate import Sampling
 from model import load_model
 from speculate import MODES, check_mode, run_mode
-from stream import Stream
 from support import checkpoint
 from support.flags import add_checkpoint, add_mode, add_sampling
-from support.machine import choose_device, choose_threads
+from support.machine import choose_device
+from support.passes import settle_threads
 from support.quality import identical
 from support.show import Trace, print_measured, printer, summary
 from support.terminal import Parser, paint, read_file, run
@@ -48,10 +48,7 @@ def load(options):
     device = choose_device(options.device)
     model, patcher = model.to(device), patcher.to(device)
     if device == "cpu":
-        # By the time of a decoder pass over one row
-        stream = Stream(model, patcher)
-        stream.prefill([BOS])
-        choose_threads(functools.partial(stream.decode, [BOS]))
+        settle_threads(model, patcher)
     return model, patcher
 
 

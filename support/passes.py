@@ -10,7 +10,7 @@ from data import BOS, MASK, default_corpus, encode
 from diffusion import chained_head
 from generate import Sampling
 from stream import Stream
-from support.machine import median_seconds_in_turn
+from support.machine import choose_threads, median_seconds_in_turn
 
 
 @dataclass
@@ -33,6 +33,13 @@ class PassSeconds:
             timed = zip(*sorted(getattr(self, part).items()))
             seconds[part] += n * float(np.interp(width, *timed))
         return seconds
+
+
+def settle_threads(model, patcher):
+    """Let torch use one thread or all, by the time of a decoder pass over one row."""
+    stream = Stream(model, patcher)
+    stream.prefill([BOS])
+    choose_threads(functools.partial(stream.decode, [BOS]))
 
 
 @torch.inference_mode()
