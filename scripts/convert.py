@@ -14,7 +14,6 @@ import json
 import os
 from dataclasses import asdict
 
-import torch
 from torch._subclasses import FakeTensorMode
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from support.terminal import BadInput, Parser, read_file, run
 
 SIZES = dict(width="hidden_size", heads="num_attention_heads", hidden="intermediate_size")
 SIZES |= dict(layers="num_hidden_layers", rope_base="rope_theta")
+LONGEST = "max_position_embeddings"
 # What we have in one way only
 FIXED = dict(vocab_size=VOCAB, hidden_act="silu", rms_norm_eps=1e-5, rope_type="default")
 FIXED |= dict(patching_mode="entropy", encoder_hash_byte_group_nb_functions=1)
@@ -80,21 +80,16 @@ def configurations(folder):
     layers = {"encoder_layers": local.pop("layers"), "decoder_layers": decoder.pop("layers")}
     if local != decoder or globe.pop("rope_base") != local["rope_base"]:
         raise BadInput("config.json: encoder, decoder and global model differ where ours do not")
-    # Older files have no windows: the weights were published with these.
-    window = known.get("local_attention_window_len", 512)
-    patcher["window"] = known["patcher_config"].get("sliding_window", 512)
-    if not (window and patcher["window"]):
-        raise BadInput("config.json: attention without a window, which this project has not")
-    patcher["max_patch"] = known.get("max_patch_length") or 0
+    # Older files have no windows: the weights were published with 512. null is all there may be.
+    local["window"] = known.get("local_attention_window_len", 512) or known[parts[0]][LONGEST]
+    patcher["window"] = known[parts[3]].get("sliding_window", 512) or known[parts[3]][LONGEST]
+    globe["window"] = known[parts[2]][LONGEST]  # it has none
+    local["max_patch"] = patcher["max_patch"] = known.get("max_patch_length") or 0
     return BLTConfig(
-        **local,
-        **layers,
+        **(local | layers),
         **{f"global_{name}": size for name, size in globe.items()},
-        window=window,
-        global_window=known["global_config"]["max_position_embeddings"],
         ngram_table_size=known["encoder_hash_byte_group_vocab"],
         patch_vectors=known["cross_attn_k"],
-        max_patch=patcher["max_patch"],
         byte_states=True,
         double_residual=True,
         global_norm=False,
@@ -156,9 +151,8 @@ def check_tensors(theirs, ours):
     """Raises BadInput, with their names, for tensors that do not make up ours."""
     shapes = {}
     for name, tensor in ours.items():
-        rows, *others = tensor.shape
         pieces = sources(name)
-        shapes |= dict.fromkeys(pieces, torch.Size([rows // len(pieces), *others]))
+        shapes |= dict.fromkeys(pieces, (tensor.shape[0] // len(pieces), *tensor.shape[1:]))
     both = shapes.keys() & theirs.keys()
     model = {name: x.dtype for name, x in theirs.items() if not name.startswith("model.patcher.")}
     wrong = {
@@ -199,22 +193,17 @@ def options_from(argv):
 def main(argv=None):
     """Nothing is written before all is checked."""
     options = options_from(argv)
-    configs = configurations(options.folder)
+    config, patcher_config = configurations(options.folder)
     theirs = open_tensors(options.folder)
     with FakeTensorMode():  # shapes alone
-        model, patcher = BLT(configs[0]).state_dict(), Patcher(configs[1]).state_dict()
+        model, patcher = BLT(config).state_dict(), Patcher(patcher_config).state_dict()
     check_tensors(theirs, {**model, **patcher})
     dtype = theirs["lm_head.weight"].dtype
-    contents = {
-        "config": asdict(configs[0]),
-        "patcher_config": asdict(configs[1]),
-        "model": {name: x.to(dtype) for name, x in model.items()},
-        "patcher": patcher,
-        "as_stored": True,
-        "results": {},
-    }
-    heads = {"globe": configs[0].global_heads, "model": configs[1].heads}
-    heads = collections.defaultdict(lambda: configs[0].heads, heads)
+    model = {name: x.to(dtype) for name, x in model.items()}
+    contents = {"config": asdict(config), "patcher_config": asdict(patcher_config), "results": {}}
+    contents |= {"model": model, "patcher": patcher, "as_stored": True}
+    heads = {"globe": config.global_heads, "model": patcher_config.heads}
+    heads = collections.defaultdict(lambda: config.heads, heads)
     checkpoint.save(options.target, contents, functools.partial(fill, theirs, heads))
     print(f"{options.target}: {os.path.getsize(options.target):,} bytes, {dtype}")
 

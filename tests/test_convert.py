@@ -109,7 +109,7 @@ CASES = {
     "k 4": dict(k=4, width=16),
     "k 4, projected, in several files": dict(k=4, max_shard_size="60KB"),
     "windows shorter than the text": dict(window=17, sight=9),
-    "two encoder layers": dict(encoder_layers=2),
+    "two encoder layers, no windows": dict(encoder_layers=2, window=None, sight=None),
     "three encoder layers, a short window": dict(encoder_layers=3, window=24),
     "every byte a patch": dict(threshold=-1.0),
     "one patch without end": dict(threshold=100.0),
@@ -329,7 +329,7 @@ BAD = {
     "patching": (option(patching_mode="space"), "patching_mode space"),
     "shared keys": (option("encoder_config", num_key_value_heads=1), "num_key_value_heads 1"),
     "some layers": (option("decoder_config", cross_attn_all_layers=False), "cross_attn_all_layers"),
-    "no window": (option(local_attention_window_len=None), "window"),
+    "no length": (option("global_config", max_position_embeddings=None), "max_position_embeddings"),
     "two widths": (
         option("decoder_config", num_attention_heads=4, num_key_value_heads=4),
         "differ",
