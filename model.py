@@ -100,7 +100,7 @@ def latent_read(closes):
 def bytes_of_patches(closes, max_patch):
     """closes (B, N) -> the bytes of each patch of all B rows, last byte first, (M, max_patch).
 
-    A byte is its index among all B N of them; -1 where a patch is shorter. 0: as the longest.
+    A byte is its index among all B N of them; -1 where a patch is shorter. 0: the longest one's.
     """
     N, flat = closes.shape[1], closes.flatten()
     last = flat.nonzero()[:, 0]

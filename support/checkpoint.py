@@ -41,6 +41,8 @@ def save(path, contents, fill=None):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as problem:
+        with contextlib.suppress(OSError):
+            os.remove(part)
         raise BadInput(f"can't write {path}: {problem.strerror}") from None
 
 
