@@ -36,7 +36,7 @@ KINDS = ("entropy", "monotonic", "stride", "space")
 class PatcherConfig:
     kind: str = "entropy"
     threshold: float = 1.0  # nats; train.py calibrates it to a mean patch of 4 bytes
-    max_patch: int = 8  # bytes that a patch holds at most, whatever the kind
+    max_patch: int = 8  # bytes that a patch holds at most, whatever the kind; 0: any number
     width: int = 64  # of the entropy model
     layers: int = 1
     heads: int = 2
@@ -218,7 +218,7 @@ def fill_patches(signals, max_patch):
     asked = signals | (position == 0)
     # (N,) the start that the last signal before i gives
     opened = torch.where(asked, position + 1, 0).cummax(0).values
-    full = (position + 1 - opened) % max_patch == 0
+    full = (position + 1 - opened) % (max_patch or len(signals) + 1) == 0
     return asked | full
 
 
@@ -255,9 +255,7 @@ def calibrate(patcher, documents, target=4.0):
 
 def patcher_from(saved):
     """The Patcher of a loaded checkpoint, in float32."""
-    patcher = Patcher(PatcherConfig(**saved["patcher_config"]))
-    patcher.load_state_dict({name: x.float() for name, x in saved["patcher"].items()})
-    return patcher.eval()
+    return checkpoint.build(Patcher, PatcherConfig(**saved["patcher_config"]), saved["patcher"])
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Speed: two fast paths beside their slow twins in one run, and single passes at a preset's shapes.
 
     python -m scripts.benchmark stream                   # a cached Stream, and the prefix anew
+    python -m scripts.benchmark official                 # the same of official weights' shapes
     python -m scripts.benchmark train                    # a training step with blocks, and without
     python -m scripts.benchmark passes --preset blt-1b   # passes, and the paper's tables in seconds
 
@@ -8,6 +9,7 @@ No test is timed; this is what is.
 """
 
 import functools
+import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
@@ -19,10 +21,11 @@ from bandwidth import pass_rows, passes_of
 from data import BOS, OFFSET, VOCAB, Crops, default_corpus, encode
 from diffusion import Recipe
 from evaluation.plots import METHODS
-from evaluation.report import print_rows
+from evaluation.report import package, print_rows
 from generate import generate_uncached
 from model import BLT, PRESETS, load_model
-from patcher import Patcher, PatcherConfig
+from patcher import Patcher, PatcherConfig, calibrate
+from scripts import convert
 from speculate import MODES
 from stream import Counters, Stream
 from support import checkpoint, machine
@@ -44,15 +47,19 @@ PATCHES = (1, 2, 4, 8, 16)
 
 STREAM_COLUMNS = """
 context d context, bytes | cached .2f cached, ms/byte | anew .1f anew, ms/byte |
-faster .0f times faster | against .2f against 512
+faster .0f times faster | against .2f against the first
 """
 
 
+def text_ids(n):
+    """BOS and the first n - 1 bytes of the default corpus."""
+    return [BOS, *encode(b"".join(data for _, data in default_corpus().documents)[: n - 1])]
+
+
 @torch.inference_mode()
-def stream_against_prefix(model, patcher, contexts=(512, 2048, 8192), bytes_each=128):
-    """Milliseconds a byte of teacher-forced text, from caches and all of it anew -> dicts."""
-    text = b"".join(data for _, data in default_corpus().documents)
-    ids, rows = [BOS, *encode(text[: max(contexts) + bytes_each])], []
+def stream_against_prefix(model, patcher, anew, contexts=(512, 2048, 8192), bytes_each=128):
+    """Milliseconds a byte of teacher-forced text, from caches and, if given, anew(ids) -> dicts."""
+    ids, rows = text_ids(max(contexts) + bytes_each), []
     for context in (contexts[0], *contexts):  # the first time warms up
         stream = Stream(model, patcher)
         stream.prefill(ids[:context])
@@ -60,9 +67,9 @@ def stream_against_prefix(model, patcher, contexts=(512, 2048, 8192), bytes_each
         for i in range(context, context + bytes_each):
             stream.extend(ids[i : i + 1])
         cached = 1000 * (time.perf_counter() - began) / bytes_each
-        work = functools.partial(generate_uncached, model, patcher, ids[1 : context + 1], 1)
-        anew = 1000 * machine.median_seconds(work, 5)
-        rows.append({"context": context, "cached": cached, "anew": anew, "faster": anew / cached})
+        whole = anew and 1000 * machine.median_seconds(lambda: anew(ids[:context]), 5)
+        faster = anew and whole / cached
+        rows.append({"context": context, "cached": cached, "anew": whole, "faster": faster})
     return [{**row, "against": row["cached"] / rows[1]["cached"]} for row in rows[1:]]
 
 
@@ -70,7 +77,48 @@ def benchmark_stream(options):
     """Print what caches save at growing contexts."""
     model, patcher = load_model(checkpoint.find(options.checkpoint))
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(table_of(stream_against_prefix(model, patcher), STREAM_COLUMNS))
+
+    def anew(ids):
+        generate_uncached(model, patcher, ids[1:], 1)
+
+    print(table_of(stream_against_prefix(model, patcher, anew), STREAM_COLUMNS))
+
+
+def small_official(text):
+    """-> a random BLT of transformers with patches of 4.5 bytes in text (ids), and ours of it."""
+    local = dict(hidden_size=128, num_attention_heads=2, intermediate_size=384)
+    globe = dict(hidden_size=256, num_attention_heads=4, intermediate_size=704)
+    transformers = package("transformers", "scripts.benchmark official")
+    config = transformers.BltConfig(
+        encoder_config=dict(num_hidden_layers=1, hidden_size_global=256, **local),
+        decoder_config=dict(num_hidden_layers=4, hidden_size_global=256, **local),
+        global_config=dict(num_hidden_layers=4, **globe),
+        patcher_config=dict(num_hidden_layers=2, **local),
+        encoder_hash_byte_group_vocab=4096,
+    )
+    theirs = transformers.BltForCausalLM(config).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        convert.main([folder, f"{folder}/ours.pt"])
+        model, patcher = load_model(f"{folder}/ours.pt")
+    calibrate(patcher, [torch.tensor(text)], 4.5)
+    theirs.config.patching_threshold = patcher.config.threshold
+    return theirs, model, patcher
+
+
+def benchmark_official(options):
+    """Print what caches save official weights: beside transformers, or of --checkpoint alone."""
+    if options.checkpoint:
+        (model, patcher), anew = load_model(options.checkpoint), None
+    else:
+        theirs, model, patcher = small_official(text_ids(2500))
+
+        def anew(ids):
+            theirs(torch.tensor([ids]), use_cache=False)
+
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    rows = stream_against_prefix(model, patcher, anew, (64, 256, 512, 1024, 2048))
+    print(table_of(rows, STREAM_COLUMNS))
 
 
 def benchmark_train(options):
@@ -199,15 +247,21 @@ def benchmark_passes(options):
         print(table_of(paper, PRICE_COLUMNS))
 
 
-WORKS = {"stream": benchmark_stream, "train": benchmark_train, "passes": benchmark_passes}
+WORKS = {
+    "stream": benchmark_stream,
+    "official": benchmark_official,
+    "train": benchmark_train,
+    "passes": benchmark_passes,
+}
 
 
 def options_from(argv):
     parser = Parser(prog="scripts.benchmark", description="Speed, measured on this machine.")
     what = parser.add_subparsers(dest="what", required=True, metavar="|".join(WORKS))
     parsers = [what.add_parser(name, help=work.__doc__) for name, work in WORKS.items()]
-    stream, train, passes = (parser.add_argument for parser in parsers)
+    stream, official, train, passes = (parser.add_argument for parser in parsers)
     stream("--checkpoint", help="whose Stream (default: the newest model there is)")
+    official("--checkpoint", help="converted weights, ours alone, instead of small ones")
     train("--preset", default="tiny", choices=PRESETS, help="size of the model")
     train("--steps", type=number(int, 4), default=20, help="steps of each kind")
     passes("--preset", default="blt-1b", choices=PRESETS, help="whose shapes")

@@ -90,14 +90,14 @@ class LeanDecoder(nn.Module):
         super().__init__()
         self.config, crosses = decoder.config, decoder.crosses
         self.embed, self.split = decoder.embed, decoder.split
-        self.head, self.chain = decoder.head, decoder.chain
+        self.head, self.chain, self.residual = decoder.head, decoder.chain, crosses[0].residual
         self.norm = LeanNorm(decoder.norm, gain_of(decoder.norm))
         self.layers = nn.ModuleList(map(LeanLayer, decoder.layers))
         self.register_buffer("floor", floor_of(decoder.norm), persistent=False)
         # (D, L 2 D): keys and values of all layers in one product
         kv = [turned(cross.kv.weight, gain_of(cross.source_norm)) for cross in crosses]
         self.kv = nn.Parameter(torch.cat(kv, 1))
-        H, D = crosses[0].heads, decoder.embed.embedding_dim
+        H, D = self.config.heads, self.config.width
         fold = []
         for cross in crosses:
             # (H, C, D) each, the scale of attention with the keys
@@ -119,10 +119,10 @@ class LeanDecoder(nn.Module):
         folded = torch.bmm(kv, self.fold).view(-1, 2, H, len(vectors), D).transpose(2, 3)
         return folded.reshape(-1, 2, 1, 1, H * len(vectors), D)
 
-    def forward(self, ids, latent_keys, reads, view):
-        """As model.LocalDecoder: ids (B, R) -> last rows (B, R, D)."""
+    def forward(self, ids, latent_keys, reads, view, states=None):
+        """As model.LocalDecoder: ids (B, R), or states -> last rows (B, R, D)."""
         D, H, S = self.config.width, self.config.heads, latent_keys[0].shape[-2]
-        x, hidden = self.embed(ids), None
+        x, hidden = self.embed(ids) if self.embed else states, None
         if reads is not None:
             # (B R, S): who reads which latent; a row reads all vectors and heads of one
             latent = torch.arange(S, device=ids.device) // self.latent_shape[1]
@@ -136,7 +136,8 @@ class LeanDecoder(nn.Module):
                 scores.masked_fill_(hidden, -torch.inf)
             # (B R, S): over all rows of one head
             shares = scores.view(-1, S // H, H).softmax(1).view(-1, S)
-            x = layer(torch.addmm(x, shares, values).view(*ids.shape, D), view, depth)
+            x = torch.addmm(x, shares, values, beta=self.residual).view(*ids.shape, D)
+            x = layer(x, view, depth)
         return self.norm(x)
 
 

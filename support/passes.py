@@ -54,7 +54,7 @@ def pass_seconds(model, patcher, rows, patches=(1, 2, 4, 8), context=512, repeat
     stream.prefill([BOS, *encode(text[:context])])
 
     def decoder_pass(n):
-        stream.provisional = 0
+        stream.provisional = []
         stream.decode([100] * n)
 
     def patcher_pass(n):

@@ -37,7 +37,7 @@ def show_patching(data, closes, entropies, longest, what):
     """Print a text in its patches, the entropy before each byte, and the lengths of patches.
 
     closes, entropies: of BOS and every byte; entropies None if there are none; what: the patcher
-    in words.
+    in words; longest: bytes of a patch, 0 for any number.
     """
     patches, rows = patches_of(data, closes), []
     for i, number in zip(range(len(data)), accumulate(map(int, closes))):
@@ -49,7 +49,7 @@ def show_patching(data, closes, entropies, longest, what):
     size, count = len(data), len(patches)
     print(f"{what}: {size} bytes in {count} patches, mean {size / count:.2f}")
     lengths = Counter(map(len, patches))
-    for length in range(1, longest + 1):
+    for length in range(1, (longest or max(lengths)) + 1):
         bar = "█" * round(40 * lengths[length] / max(lengths.values()))
         print(f"{length:3} bytes  {lengths[length]:6}  {bar}".rstrip())
 
