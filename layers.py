@@ -206,11 +206,17 @@ class Layer(nn.Module):
         return x + self.down(F.silu(gate) * up)
 
 
-def run_layers(layers, x, view):
-    """x (B, N, D) through a list of Layers."""
-    for depth, layer in enumerate(layers):
-        x = layer(x, view, depth)
-    return x
+class Stack(nn.ModuleList):
+    """`depth` Layers of one shape, one after the other."""
+
+    def __init__(self, depth, *shape):
+        super().__init__(Layer(*shape) for _ in range(depth))
+
+    def forward(self, x, view):
+        """x (B, N, D) -> (B, N, D)."""
+        for depth, layer in enumerate(self):
+            x = layer(x, view, depth)
+        return x
 
 
 class CrossAttention(nn.Module):

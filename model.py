@@ -21,16 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data import VOCAB
-from layers import (
-    ChainedHead,
-    CrossAttention,
-    Layer,
-    PackedView,
-    WholeView,
-    rotary,
-    run_layers,
-    sees,
-)
+from layers import ChainedHead, CrossAttention, PackedView, Stack, WholeView, rotary, sees
 from patcher import PatcherConfig, patcher_from
 from support import checkpoint
 from support.lean import make_lean
@@ -144,9 +135,7 @@ class LocalEncoder(nn.Module):
         self.config = c
         self.embed = nn.Embedding(VOCAB, c.width)
         self.hashes = nn.Embedding(len(NGRAMS) * c.ngram_table_size, c.width)  # the six tables
-        self.layers = nn.ModuleList(
-            Layer(c.width, c.heads, c.hidden, c.window) for _ in range(c.encoder_layers)
-        )
+        self.layers = Stack(c.encoder_layers, c.width, c.heads, c.hidden, c.window)
         self.query = nn.Linear(c.width, c.patch_vectors * c.width, bias=False)
         self.cross = CrossAttention(c.width, c.heads, 1 + c.double_residual)
         joint = c.patch_vectors * c.width
@@ -164,7 +153,7 @@ class LocalEncoder(nn.Module):
             view = WholeView.causal(N, c.width // c.heads, c.rope_base, self.query.weight)
         entries = ngram_entries(ids, c.ngram_table_size).view(B * N, -1)
         grams = F.embedding_bag(entries, self.hashes.weight, mode="sum").view(B, N, -1)
-        return run_layers(self.layers, self.embed(ids[:, LEAD:]) + grams, view)
+        return self.layers(self.embed(ids[:, LEAD:]) + grams, view)
 
     def forward(self, states, patches):
         """states (B, N, D), patches (M, max_patch) as bytes_of_patches -> vectors (1, M, G)."""
@@ -188,15 +177,13 @@ class GlobalModel(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.config = c
-        self.layers = nn.ModuleList(
-            Layer(c.global_width, c.global_heads, c.global_hidden, c.global_window)
-            for _ in range(c.global_layers)
-        )
+        shape = c.global_width, c.global_heads, c.global_hidden, c.global_window
+        self.layers = Stack(c.global_layers, *shape)
         self.norm = nn.RMSNorm(c.global_width, eps=1e-5) if c.global_norm else nn.Identity()
 
     def forward(self, patches, view):
         """patch vectors (1, M, G) -> latents (1, M, G)."""
-        return self.norm(run_layers(self.layers, patches, view))
+        return self.norm(self.layers(patches, view))
 
 
 class LocalDecoder(nn.Module):
@@ -210,9 +197,7 @@ class LocalDecoder(nn.Module):
         self.crosses = nn.ModuleList(
             CrossAttention(c.width, c.heads, 1 + c.double_residual) for _ in range(c.decoder_layers)
         )
-        self.layers = nn.ModuleList(
-            Layer(c.width, c.heads, c.hidden, c.window) for _ in range(c.decoder_layers)
-        )
+        self.layers = Stack(c.decoder_layers, c.width, c.heads, c.hidden, c.window)
         self.norm = nn.RMSNorm(c.width, eps=1e-5)
         self.head = nn.Linear(c.width, VOCAB, bias=False)
         self.chain = ChainedHead(VOCAB, c.width, c.chain_width) if c.chain_width else None

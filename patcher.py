@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from data import BOS, EOS, OFFSET, VOCAB, encode
-from layers import Cache, Layer, WholeView, causal, run_layers
+from layers import Cache, Stack, WholeView, causal
 from support import checkpoint
 from support.show import show_patching
 from support.terminal import BadInput, Parser, number, progress, read_file, run
@@ -56,9 +56,7 @@ class EntropyModel(nn.Module):
         super().__init__()
         c = self.config = config
         self.embed = nn.Embedding(VOCAB, c.width)
-        self.layers = nn.ModuleList(
-            Layer(c.width, c.heads, c.hidden, c.window) for _ in range(c.layers)
-        )
+        self.layers = Stack(c.layers, c.width, c.heads, c.hidden, c.window)
         self.norm = nn.RMSNorm(c.width, eps=1e-5)
         self.head = nn.Linear(c.width, VOCAB, bias=False)
 
@@ -74,7 +72,7 @@ class EntropyModel(nn.Module):
                 seen = causal(position[:, None], position[None], c.window).to(ids.device)
                 seen = seen & (line[..., None] == line[:, None])
                 view = view._replace(mask=seen[:, None])
-        return self.head(self.norm(run_layers(self.layers, self.embed(ids), view)))
+        return self.head(self.norm(self.layers(self.embed(ids), view)))
 
     def init_weights(self):
         """Normal weights of variance 1 / inputs. Draws from torch's global generator."""
