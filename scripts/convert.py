@@ -8,11 +8,11 @@ change their order: RoPE turns neighbours there and halves here. All is copied f
 into a mapped one, in its own number format, so that size does not matter.
 """
 
-import collections
 import functools
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 
 from torch._subclasses import FakeTensorMode
 from tqdm import tqdm
@@ -24,10 +24,12 @@ from patcher import Patcher, PatcherConfig
 from support import checkpoint
 from support.terminal import BadInput, Parser, read_file, run
 
+# Our names -> theirs: of sizes; of parts, where "model" is what our Patcher calls its entropy
+# model; and of matrices, each with those that lie below each other in it
+SIZES, PLACES, PIECES = json.loads(Path(__file__).with_suffix(".json").read_text()).values()
+
 # ---- config.json -> our configurations
 
-SIZES = dict(width="hidden_size", heads="num_attention_heads", hidden="intermediate_size")
-SIZES |= dict(layers="num_hidden_layers", rope_base="rope_theta")
 LONGEST = "max_position_embeddings"
 # What we have in one way only
 FIXED = dict(vocab_size=VOCAB, hidden_act="silu", rms_norm_eps=1e-5, rope_type="default")
@@ -98,26 +100,6 @@ def configurations(folder):
 
 # ---- their tensors under our names
 
-# Where our parts are there; "model" is what our Patcher calls its entropy model.
-PLACES = {
-    "encoder": "model.local_encoder",
-    "encoder.hashes": "model.encoder_hash_tok_embedding",
-    "encoder.cross": "model.local_encoder.cross_attn_layers.0",
-    "encoder.to_global": "model.global_transformer.token_embedding_projection",
-    "globe": "model.global_transformer",
-    "decoder": "model.local_decoder",
-    "decoder.crosses": "model.local_decoder.cross_attn_layers",
-    "decoder.head": "lm_head",
-    "model": "model.patcher",
-}
-# What a matrix of ours is called there, or which lie below each other in it
-PIECES = dict.fromkeys(("query", "split"), "patch_embedding_projection")
-PIECES |= dict(embed="embed_tokens", head="lm_head", q="q_proj", kv="k_proj v_proj")
-PIECES |= dict(attention_norm="input_layernorm", ffn_norm="post_attention_layernorm")
-PIECES |= dict(qkv="self_attn.q_proj self_attn.k_proj self_attn.v_proj", out="self_attn.o_proj")
-PIECES |= dict(gate_up="mlp.gate_proj mlp.up_proj", down="mlp.down_proj")
-PIECES |= dict(query_norm="q_norm", source_norm="k_norm")
-
 
 def sources(name):
     """Names of their tensors that lie below each other in ours of that name."""
@@ -126,10 +108,10 @@ def sources(name):
     if place == name:
         return [f"{PLACES[place]}.weight"]
     before, _, last = (PLACES[place] + name.removeprefix(place)).rpartition(".")
-    pieces = PIECES.get(last, last)
+    pieces = PIECES.get(last, [last])
     if "cross" in place:
-        pieces = pieces.replace("self_attn.", "")
-    return [f"{before}.{piece}.weight" for piece in pieces.split()]
+        pieces = [piece.removeprefix("self_attn.") for piece in pieces]
+    return [f"{before}.{piece}.weight" for piece in pieces]
 
 
 def open_tensors(folder):
@@ -202,8 +184,8 @@ def main(argv=None):
     model = {name: x.to(dtype) for name, x in model.items()}
     contents = {"config": asdict(config), "patcher_config": asdict(patcher_config), "results": {}}
     contents |= {"model": model, "patcher": patcher, "as_stored": True}
-    heads = {"globe": config.global_heads, "model": patcher_config.heads}
-    heads = collections.defaultdict(lambda: config.heads, heads)
+    heads = dict(encoder=config.heads, globe=config.global_heads, decoder=config.heads)
+    heads["model"] = patcher_config.heads
     checkpoint.save(options.target, contents, functools.partial(fill, theirs, heads))
     print(f"{options.target}: {os.path.getsize(options.target):,} bytes, {dtype}")
 
