@@ -10,14 +10,13 @@ import statistics
 from data import corpus_of
 from evaluation import miniature
 from evaluation.answers import Runner, answer_all, code_score, translation_score
-from evaluation.items import Question
 from evaluation.plots import METHODS, Mark, draw
-from evaluation.report import print_rows, with_errors
+from evaluation.tasks import Question, with_errors
 from generate import Generation
 from model import load_model
 from speculate import check_mode, size_of_blocks
 from support.machine import choose_device
-from support.terminal import BadInput, table_of
+from support.terminal import BadInput, print_rows, table_of
 
 COLUMNS = """
 name s | fr-en_exact s fr-en exact | fr-en_bleu s BLEU | de-en_exact s de-en exact |

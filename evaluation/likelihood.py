@@ -13,13 +13,12 @@ from tqdm import tqdm
 
 from data import BOS, corpus_of, document_ids, encode
 from evaluation.benchmarks import read_items
-from evaluation.items import Choice, as_bytes, picker
-from evaluation.report import mean, print_rows, report, taken
+from evaluation.tasks import Choice, as_bytes, mean, picker, report, taken
 from generate import bits_per_byte, finish
 from stream import Stream
 from support import checkpoint
 from support.quality import masked_accuracy
-from support.terminal import BadInput, progress, table
+from support.terminal import BadInput, print_rows, progress, table
 
 
 def held_out_texts(options):

@@ -9,7 +9,7 @@ import argparse
 import os
 from typing import NamedTuple
 
-from evaluation.report import package
+from evaluation.tasks import package
 
 # Okabe and Ito's colours, which colour-blind people tell apart, of methods and of benchmarks
 COLOURS = {"BLT": "#000000", "BLT-S": "#0072B2", "BLT-D": "#D55E00", "BLT-DV": "#009E73"}

@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 from tqdm import tqdm
 
 from data import VOCAB
-from evaluation.report import package
+from evaluation.tasks import package
 from model import BLT, NGRAMS, BLTConfig
 from patcher import Patcher, PatcherConfig
 from support import checkpoint

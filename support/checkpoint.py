@@ -53,22 +53,17 @@ def load(path):
     """
     if not os.path.isfile(path):
         raise BadInput(f"no checkpoint at {path}: train one with `python train.py --out {path}`")
+    advice = "give a file that train.py wrote"
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
-        raise BadInput(
-            f"{path} is not a checkpoint or is damaged: give a file that train.py wrote"
-        ) from None
+        raise BadInput(f"{path} is not a checkpoint or is damaged: {advice}") from None
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
-        raise BadInput(
-            f"{path} is a checkpoint of another program: give a file that train.py wrote"
-        )
+        raise BadInput(f"{path} is a checkpoint of another program: {advice}")
     version = contents.get("version")
     if version not in (1, VERSION):
-        raise BadInput(
-            f"{path} has checkpoint version {version}, this code reads version {VERSION}: "
-            "train it again"
-        )
+        reads = f"this code reads version {VERSION}: train it again"
+        raise BadInput(f"{path} has checkpoint version {version}, {reads}")
     if version == 1:
         for name in ("config", "patcher_config"):
             config = contents.get(name, {})
