@@ -325,20 +325,15 @@ def check_block_size(model, block_size, rule=None):
     """Raises BadInput where a model can't fill blocks of that size, or not by that rule."""
     trained = model.config.block_size
     if not trained:
-        raise BadInput(
-            "this checkpoint is a plain BLT (K = 0), it can't fill blocks: "
-            "train a BLT-D with `python train.py --block-size 8`"
-        )
+        advice = "train a BLT-D with `python train.py --block-size 8`"
+        raise BadInput(f"this checkpoint is a plain BLT (K = 0), it can't fill blocks: {advice}")
     if not 1 <= block_size <= trained:
-        raise BadInput(
-            f"this checkpoint was trained for blocks of up to {trained} bytes, not {block_size}: "
-            "give a smaller --block-size or train with that one"
-        )
+        problem = f"was trained for blocks of up to {trained} bytes, not {block_size}"
+        advice = "give a smaller --block-size or train with that one"
+        raise BadInput(f"this checkpoint {problem}: {advice}")
     if rule == "chained" and not model.config.chain_width:
-        raise BadInput(
-            "this checkpoint has no chained head: give another --unmask, or train one with "
-            "`python train.py --init-from FILE --recipe chain`"
-        )
+        advice = "train one with `python train.py --init-from FILE --recipe chain`"
+        raise BadInput(f"this checkpoint has no chained head: give another --unmask, or {advice}")
 
 
 # ---- run: the idea on a line of text

@@ -352,9 +352,8 @@ def load_model(path):
     """The BLT of a checkpoint file and its patcher, ready to generate -> (model, patcher)."""
     saved = checkpoint.load(path)
     if not saved["model"]:
-        raise BadInput(
-            f"{path} holds a patcher but no model yet: go on with `python train.py --resume {path}`"
-        )
+        advice = f"go on with `python train.py --resume {path}`"
+        raise BadInput(f"{path} holds a patcher but no model yet: {advice}")
     model, patcher = model_from(saved), patcher_from(saved)
     for part in (model, patcher):
         if next(part.parameters()).dtype == torch.float32:

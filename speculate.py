@@ -150,7 +150,7 @@ def speculate(model, patcher, prompt, max_bytes, drafter, count, *, rounds="ours
         spent.rounds += 1
         spent.drafted += len(drafted)
         spent.accepted += accepted
-        spent.lengths[accepted] = spent.lengths.get(accepted, 0) + 1
+        spent.lengths[accepted] += 1
         if trace:
             trace.round(stream.taken(len(text) - 1), drafted, accepted, following)
         made = drafted[:accepted] + [following]

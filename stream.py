@@ -12,6 +12,7 @@ G global width, H heads, C head width.
 """
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,11 +36,13 @@ class Counters:
     chain: int = 0  # cells that the chained head drew
     bytes_advanced: int = 0  # bytes taken in; rollbacks take theirs off again
     patches_closed: int = 0  # among these bytes
-    prefill: dict = field(default_factory=dict)
+    prefill: Counter = field(default_factory=Counter)
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
-    lengths: dict = field(default_factory=dict)  # accepted bytes -> rounds that accepted so many
+    lengths: Counter = field(
+        default_factory=Counter
+    )  # accepted bytes -> rounds that accepted so many
 
 
 class Known(NamedTuple):
@@ -71,9 +74,8 @@ class Stream:
         c = model.config
         if c.max_patch and not 0 < patcher.config.max_patch <= c.max_patch:
             longest = patcher.config.max_patch or "any number of"
-            raise ValueError(
-                f"the patcher makes patches of {longest} bytes, the model takes {c.max_patch}"
-            )
+            takes = f"the model takes {c.max_patch}"
+            raise ValueError(f"the patcher makes patches of {longest} bytes, {takes}")
         self.model, self.patcher = model, patcher
         self.max_rollback, self.max_rows = max_rollback, max_rows
         # Bytes that a patcher without a cache has to see again

@@ -49,10 +49,8 @@ class Recipe:
 
     def __post_init__(self):
         if self.block_size and self.starts == "any" and not self.cells_per_byte:
-            raise BadInput(
-                "--cells-per-byte 0 puts a block at every start there may be: give it with "
-                "--block-starts patch, or a number above 0"
-            )
+            advice = "give it with --block-starts patch, or a number above 0"
+            raise BadInput(f"--cells-per-byte 0 puts a block at every start there may be: {advice}")
 
     def cells(self, mean_patch):
         """Cells of blocks beside each byte of text, on average over a run."""
