@@ -94,19 +94,17 @@ class Stream:
         c, back, rows = self.model.config, self.max_rollback, self.max_rows
         local = c.heads, c.width // c.heads
         globe = c.global_heads, c.global_width // c.global_heads
-        base = c.rope_base
+        rest = c.rope_base, like
         self.entropy_cache = self.patcher.model.cache(back, rows)
         # After a rollback over a patch start the encoder reads from that start again, or for byte
         # states it runs ahead as the decoder does.
         more = back if c.byte_states else c.max_patch
-        self.encoder_cache = Cache(
-            c.encoder_layers, *local, c.window, back + more, rows + more, base, like
-        )
-        self.global_cache = Cache(
-            c.global_layers, *globe, c.global_window, back + 1, rows + 1, base, like
-        )
+        bounds = c.window, back + more, rows + more
+        self.encoder_cache = Cache(c.encoder_layers, *local, *bounds, *rest)
+        bounds = c.global_window, back + 1, rows + 1
+        self.global_cache = Cache(c.global_layers, *globe, *bounds, *rest)
         # Provisional rows run ahead of the sequence, which then goes back from where it is.
-        self.decoder_cache = Cache(c.decoder_layers, *local, c.window, 2 * back, rows, base, like)
+        self.decoder_cache = Cache(c.decoder_layers, *local, c.window, 2 * back, rows, *rest)
         heads, each, width = self.model.decoder.latent_shape
         bounds = each, (back + 1) * each, (rows + 1) * each
         self.latent_cache = Cache(c.decoder_layers, heads, width, *bounds, None, like)
