@@ -236,14 +236,12 @@ def benchmark_passes(options):
         f"threads, memory read at {speed / 1e9:.1f} GB/s, spread at most {times.spread:.0%}\n"
     )
     for row in rows:
-        ms, eq8 = 1000 * row["seconds"], 1000 * row["seconds_by_eq8"]
-        row |= {"ms": ms, "eq8": eq8, "ratio": ms / eq8}
+        row["ms"], row["eq8"] = 1000 * row["seconds"], 1000 * row["seconds_by_eq8"]
+        row["ratio"] = row["ms"] / row["eq8"]
     print(table_of(rows, PASS_COLUMNS))
     if paper:
-        print(
-            "\nWall-clock that follows from these passes for the paper's own NFEs "
-            "(weights are random; its patcher is not counted):"
-        )
+        left_out = "(weights are random; its patcher is not counted)"
+        print(f"\nWall-clock that follows from these passes for the paper's own NFEs {left_out}:")
         print(table_of(paper, PRICE_COLUMNS))
 
 

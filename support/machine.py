@@ -25,9 +25,8 @@ def median_seconds_in_turn(works, repeats):
             if i >= 3:
                 times[name].append(time.perf_counter() - began)
     quartiles = {name: statistics.quantiles(t, n=4) for name, t in times.items()}
-    return {name: q[1] for name, q in quartiles.items()}, max(
-        (q[2] - q[0]) / q[1] for q in quartiles.values()
-    )
+    spread = max((q[2] - q[0]) / q[1] for q in quartiles.values())
+    return {name: q[1] for name, q in quartiles.items()}, spread
 
 
 def median_seconds(work, repeats=30):
