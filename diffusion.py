@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from data import BOS, MASK, PAD, encode
 from generate import Sampling, ban, distribution, draw, finish, next_byte_loss, until_end
 from layers import sees
-from patcher import Patcher, PatcherConfig, patcher_from
+from patcher import patcher_from
 from stream import Stream
 from support import checkpoint
 from support.flags import idea_options
@@ -347,10 +347,7 @@ def main(argv=None):
     data = os.fsencode(options.text)
     if not 2 <= len(data) <= 60:
         raise BadInput(f"--text has {len(data)} bytes: the picture needs 2 to 60")
-    path = checkpoint.find(options.checkpoint)
-    patcher = Patcher(PatcherConfig(kind="space"))  # words, where there is no checkpoint
-    if options.checkpoint or os.path.exists(path):
-        patcher = patcher_from(checkpoint.load(path))
+    patcher = patcher_from(checkpoint.load(checkpoint.find(options.checkpoint)))
     recipe, ids = Recipe(4, **RECIPES["paper"]), torch.tensor([[BOS] + encode(data)])
     closes = patcher.closes(ids[0])[None, :-1]
     blocks = make_blocks(ids, closes, recipe, [torch.Generator().manual_seed(0)])

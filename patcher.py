@@ -300,10 +300,7 @@ def main(argv=None):
         data = read_file(options.file, "the text")
     if not data:
         raise BadInput("there is no text to show: it is empty")
-    if options.kind in ("stride", "space") and not options.checkpoint:
-        patcher = Patcher(PatcherConfig())  # needs no trained model
-    else:
-        patcher = patcher_from(checkpoint.load(checkpoint.find(options.checkpoint)))
+    patcher = patcher_from(checkpoint.load(checkpoint.find(options.checkpoint)))
     trained = patcher.config
     changes = {name: getattr(options, name) for name in ("kind", "threshold", "max_patch")}
     changes = {name: value for name, value in changes.items() if value is not None}

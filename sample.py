@@ -51,9 +51,6 @@ def load(options):
     return model, patcher
 
 
-# ---- one generation as a user sees it
-
-
 def as_json(mode, prompt, made):
     """What --json prints of one Generation (what its keys mean stands above); prompt: bytes.
 
@@ -102,9 +99,6 @@ def sample(model, patcher, prompt, options):
     if "emit" in how:
         how["emit"]([], final=True)
     return print(paint("\n\n" + summary(mode, made, paper_calls(mode, made)), 2))
-
-
-# ---- all modes on the same prompts
 
 
 def compare_modes(model, patcher, prompts, options):

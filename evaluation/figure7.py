@@ -54,8 +54,11 @@ def evaluate_miniature(options):
             said += "; programs run only with --allow-code-execution"
         print(f"\n{options.limit} held-out items a task; {said}")
     if options.plot:
-        panels = {"MB a byte by Eq. 8": marks_of(rows, "gb_per_kilobyte")}
-        panels["bytes/s"] = marks_of(rows, "bytes_per_second")
+        panels = {"MB a byte by Eq. 8": [], "bytes/s": []}
+        for row in rows:
+            mark = row["score"], METHODS[row["mode"]], row["name"].replace(" k=", "-")
+            for marks, key in zip(panels.values(), ("gb_per_kilobyte", "bytes_per_second")):
+                marks.append(Mark(row[key], *mark, error=row["score_se"]))
         draw(options.plot, "The paper's Figure 7 in small", "right answers, %", panels)
 
 
@@ -106,12 +109,3 @@ def measure(runners, options):
         row["decrease"] = 1 - row["gb_per_kilobyte"] / rows[0]["gb_per_kilobyte"]
         row["ratio"] = row["bytes_per_second"] / rows[0]["bytes_per_second"]
     return rows
-
-
-def marks_of(rows, key):
-    """The rows as Marks, at their cost `key` and their score."""
-    marks = []
-    for row in rows:
-        method, name = METHODS[row["mode"]], row["name"].replace(" k=", "-")
-        marks.append(Mark(row[key], row["score"], method, name, error=row["score_se"]))
-    return marks

@@ -1,7 +1,7 @@
 """Speed: two fast paths beside their slow twins in one run, and single passes at a preset's shapes.
 
     python -m scripts.benchmark stream                   # a cached Stream, and the prefix anew
-    python -m scripts.benchmark official                 # the same of official weights' shapes
+    python -m scripts.benchmark stream --official        # the same of transformers' BLT and ours
     python -m scripts.benchmark train                    # a training step with blocks, and without
     python -m scripts.benchmark passes --preset blt-1b   # passes, and the paper's tables in seconds
 
@@ -9,10 +9,13 @@ No test is timed; this is what is.
 """
 
 import functools
+import json
+import os
 import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -57,8 +60,8 @@ def text_ids(n):
 
 
 @torch.inference_mode()
-def stream_against_prefix(model, patcher, anew, contexts=(512, 2048, 8192), bytes_each=128):
-    """Milliseconds a byte of teacher-forced text, from caches and, if given, anew(ids) -> dicts."""
+def stream_against_prefix(model, patcher, anew, contexts, bytes_each=128):
+    """Milliseconds a byte of teacher-forced text, from caches and of anew(ids) -> dicts."""
     ids, rows = text_ids(max(contexts) + bytes_each), []
     for context in (contexts[0], *contexts):  # the first time warms up
         stream = Stream(model, patcher)
@@ -67,36 +70,17 @@ def stream_against_prefix(model, patcher, anew, contexts=(512, 2048, 8192), byte
         for i in range(context, context + bytes_each):
             stream.extend(ids[i : i + 1])
         cached = 1000 * (time.perf_counter() - began) / bytes_each
-        whole = anew and 1000 * machine.median_seconds(lambda: anew(ids[:context]), 5)
-        faster = anew and whole / cached
-        rows.append({"context": context, "cached": cached, "anew": whole, "faster": faster})
+        whole = 1000 * machine.median_seconds(lambda: anew(ids[:context]), 5)
+        row = {"context": context, "cached": cached, "anew": whole, "faster": whole / cached}
+        rows.append(row)
     return [{**row, "against": row["cached"] / rows[1]["cached"]} for row in rows[1:]]
 
 
-def benchmark_stream(options):
-    """Print what caches save at growing contexts."""
-    model, patcher = load_model(checkpoint.find(options.checkpoint))
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-
-    def anew(ids):
-        generate_uncached(model, patcher, ids[1:], 1)
-
-    print(table_of(stream_against_prefix(model, patcher, anew), STREAM_COLUMNS))
-
-
-def small_official(text):
+def official(text):
     """-> a random BLT of transformers with patches of 4.5 bytes in text (ids), and ours of it."""
-    local = dict(hidden_size=128, num_attention_heads=2, intermediate_size=384)
-    globe = dict(hidden_size=256, num_attention_heads=4, intermediate_size=704)
-    transformers = package("transformers", "scripts.benchmark official")
-    config = transformers.BltConfig(
-        encoder_config=dict(num_hidden_layers=1, hidden_size_global=256, **local),
-        decoder_config=dict(num_hidden_layers=4, hidden_size_global=256, **local),
-        global_config=dict(num_hidden_layers=4, **globe),
-        patcher_config=dict(num_hidden_layers=2, **local),
-        encoder_hash_byte_group_vocab=4096,
-    )
-    theirs = transformers.BltForCausalLM(config).eval()
+    transformers = package("transformers", "scripts.benchmark stream --official")
+    sizes = json.loads(Path(__file__).with_name("official.json").read_text())
+    theirs = transformers.BltForCausalLM(transformers.BltConfig(**sizes)).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         convert.main([folder, f"{folder}/ours.pt"])
@@ -106,19 +90,23 @@ def small_official(text):
     return theirs, model, patcher
 
 
-def benchmark_official(options):
-    """Print what caches save official weights: beside transformers, or of --checkpoint alone."""
-    if options.checkpoint:
-        (model, patcher), anew = load_model(options.checkpoint), None
+def benchmark_stream(options):
+    """Print what caches save at growing contexts, over the same model without or transformers'."""
+    contexts, theirs = (512, 2048, 8192), None
+    if options.official:
+        contexts = (64, 256, 512, 1024, 2048)
+        theirs, model, patcher = official(text_ids(2500))
     else:
-        theirs, model, patcher = small_official(text_ids(2500))
+        model, patcher = load_model(checkpoint.find(options.checkpoint))
 
-        def anew(ids):
+    def anew(ids):
+        if theirs:
             theirs(torch.tensor([ids]), use_cache=False)
+        else:
+            generate_uncached(model, patcher, ids[1:], 1)
 
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    rows = stream_against_prefix(model, patcher, anew, (64, 256, 512, 1024, 2048))
-    print(table_of(rows, STREAM_COLUMNS))
+    print(table_of(stream_against_prefix(model, patcher, anew, contexts), STREAM_COLUMNS))
 
 
 def benchmark_train(options):
@@ -186,10 +174,12 @@ def random_model(name, device):
     with torch.device("meta"):
         model = BLT(replace(PRESETS[name].model, ngram_table_size=1000)).to(torch.bfloat16)
     need = 1.3 * 2 * sum(p.numel() for p in model.parameters())
-    on_gpu = device.startswith("cuda")
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else machine.free_memory()
-    if free is not None and need > free:
-        memory = f"{need / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free"
+    if device.startswith("cuda"):
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # all that there is
+    if need > free:
+        memory = f"{need / 1e9:.1f} GB of memory, there are {free / 1e9:.1f}"
         raise BadInput(f"{name} needs {memory}: choose a smaller preset")
     model = model.to_empty(device=device).eval()
     with torch.no_grad():
@@ -245,21 +235,16 @@ def benchmark_passes(options):
         print(table_of(paper, PRICE_COLUMNS))
 
 
-WORKS = {
-    "stream": benchmark_stream,
-    "official": benchmark_official,
-    "train": benchmark_train,
-    "passes": benchmark_passes,
-}
+WORKS = {"stream": benchmark_stream, "train": benchmark_train, "passes": benchmark_passes}
 
 
 def options_from(argv):
     parser = Parser(prog="scripts.benchmark", description="Speed, measured on this machine.")
     what = parser.add_subparsers(dest="what", required=True, metavar="|".join(WORKS))
     parsers = [what.add_parser(name, help=work.__doc__) for name, work in WORKS.items()]
-    stream, official, train, passes = (parser.add_argument for parser in parsers)
+    stream, train, passes = (parser.add_argument for parser in parsers)
     stream("--checkpoint", help="whose Stream (default: the newest model there is)")
-    official("--checkpoint", help="converted weights, ours alone, instead of small ones")
+    stream("--official", action="store_true", help="small random official weights instead")
     train("--preset", default="tiny", choices=PRESETS, help="size of the model")
     train("--steps", type=number(int, 4), default=20, help="steps of each kind")
     passes("--preset", default="blt-1b", choices=PRESETS, help="whose shapes")

@@ -17,24 +17,19 @@ from pathlib import Path
 from torch._subclasses import FakeTensorMode
 from tqdm import tqdm
 
-from data import VOCAB
 from evaluation.tasks import package
-from model import BLT, NGRAMS, BLTConfig
+from model import BLT, BLTConfig
 from patcher import Patcher, PatcherConfig
 from support import checkpoint
 from support.terminal import BadInput, Parser, read_file, run
 
 # Our names -> theirs: of sizes; of parts, where "model" is what our Patcher calls its entropy
-# model; and of matrices, each with those that lie below each other in it
-SIZES, PLACES, PIECES = json.loads(Path(__file__).with_suffix(".json").read_text()).values()
+# model; and of matrices, each with those that lie below each other in it. FIXED: options of theirs
+# that we have in one way only.
+SIZES, FIXED, PLACES, PIECES = json.loads(Path(__file__).with_suffix(".json").read_text()).values()
+LONGEST = "max_position_embeddings"
 
 # ---- config.json -> our configurations
-
-LONGEST = "max_position_embeddings"
-# What we have in one way only
-FIXED = dict(vocab_size=VOCAB, hidden_act="silu", rms_norm_eps=1e-5, rope_type="default")
-FIXED |= dict(patching_mode="entropy", encoder_hash_byte_group_nb_functions=1)
-FIXED |= dict(encoder_hash_byte_group_size=list(NGRAMS))
 
 
 class Options(dict):
@@ -160,9 +155,6 @@ def fill(theirs, heads, saved):
                 source = source.view(heads[name.split(".")[0]], -1, 2, source.shape[1])
                 source = source.transpose(1, 2).reshape(rows.shape)
             rows.copy_(source)
-
-
-# ---- the command
 
 
 def options_from(argv):

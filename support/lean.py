@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layers import CrossAttention, Layer, rotate
+from layers import Layer, rotate
 
 
 def unit(x, floor):
@@ -40,17 +40,16 @@ def turned(weight, gain=1.0):
 
 
 class LeanNorm(nn.Module):
-    """RMSNorm where no matrix can take its gain alone, or with gain None where one has."""
+    """RMSNorm where no matrix can take its gain alone."""
 
-    def __init__(self, norm, gain):
+    def __init__(self, norm):
         super().__init__()
-        self.register_buffer("gain", gain, persistent=False)
+        self.register_buffer("gain", gain_of(norm), persistent=False)
         self.register_buffer("floor", floor_of(norm), persistent=False)
 
     def forward(self, x):
         """x (..., D) -> (..., D)."""
-        x = unit(x, self.floor)
-        return x if self.gain is None else x * self.gain
+        return unit(x, self.floor) * self.gain
 
 
 class LeanLayer(nn.Module):
@@ -91,7 +90,7 @@ class LeanDecoder(nn.Module):
         self.config, crosses = decoder.config, decoder.crosses
         self.embed, self.split = decoder.embed, decoder.split
         self.head, self.chain, self.residual = decoder.head, decoder.chain, crosses[0].residual
-        self.norm = LeanNorm(decoder.norm, gain_of(decoder.norm))
+        self.norm = LeanNorm(decoder.norm)
         self.layers = nn.ModuleList(map(LeanLayer, decoder.layers))
         self.register_buffer("floor", floor_of(decoder.norm), persistent=False)
         # (D, L 2 D): keys and values of all layers in one product
@@ -150,13 +149,8 @@ def make_lean(module):
                 setattr(part, name, LeanLayer(child))
             elif name == "decoder":
                 setattr(part, name, LeanDecoder(child))
-            elif isinstance(child, CrossAttention):  # the encoder's, of patches and their bytes
-                child.q.weight *= gain_of(child.query_norm)
-                child.kv.weight *= gain_of(child.source_norm)
-                child.query_norm = LeanNorm(child.query_norm, None)
-                child.source_norm = LeanNorm(child.source_norm, None)
             elif isinstance(child, nn.RMSNorm):
-                setattr(part, name, LeanNorm(child, gain_of(child)))
+                setattr(part, name, LeanNorm(child))
     for linear in module.modules():
         if isinstance(linear, nn.Linear):
             linear.weight.data = linear.weight.data.t().contiguous().t()

@@ -96,16 +96,6 @@ def memory_bandwidth(device, size=1 << 28):
     return size / median_seconds(lambda: x.sum().item(), 5)
 
 
-def free_memory():
-    """Bytes of memory that can be had, or None where the system does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            line = next(line for line in file if line.startswith("MemAvailable"))
-        return 1024 * int(line.split()[1])
-    except (OSError, StopIteration):
-        return None
-
-
 def keep_memory():
     """Let glibc keep freed buffers: on a CPU fresh pages cost a sixth of a training step's time."""
     if sys.platform == "linux":

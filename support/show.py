@@ -113,9 +113,6 @@ class Trace:
         print(line, flush=True)
 
 
-# ---- what generations cost
-
-
 def summary(mode, made, paper_calls):
     """The lines under a text: speed and cost, and how many bytes rounds accepted."""
     c = made.counters
@@ -154,9 +151,8 @@ def print_measured(rows, times):
     """The rows of `compare` as a table, and a bandwidth.PassSeconds in a line below."""
     named = [{**row, "name": f"{row['mode']} {row['setting']}".strip()} for row in rows]
     print(table_of(named, COLUMNS))
-    passes = []
-    for part, seconds in (("decoder", times.decoder), ("patcher", times.patcher)):
-        passes += [f"{part} of {n} {1000 * seconds[n]:.2f}" for n in sorted(seconds)]
+    passes = [f"decoder of {n} {1000 * s:.2f}" for n, s in sorted(times.decoder.items())]
+    passes.append(f"patcher of 1 {1000 * times.patcher[1]:.2f}")
     passes.append(f"encoder and global for 1 patch {1000 * times.encoder_global[1]:.2f}")
     threads = f"{torch.get_num_threads()} threads, spread at most {times.spread:.0%}"
     print(f"\nmean patch on plain BLT's text: {rows[0]['mean_patch']:.2f} bytes.", end=" ")
