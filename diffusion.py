@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from data import BOS, MASK, PAD, encode
 from generate import Sampling, ban, distribution, draw, finish, next_byte_loss, until_end
 from layers import sees
-from patcher import Patcher, PatcherConfig, patcher_from
+from patcher import patcher_from
 from stream import Stream
 from support import checkpoint
 from support.flags import idea_options
@@ -325,20 +325,15 @@ def check_block_size(model, block_size, rule=None):
     """Raises BadInput where a model can't fill blocks of that size, or not by that rule."""
     trained = model.config.block_size
     if not trained:
-        raise BadInput(
-            "this checkpoint is a plain BLT (K = 0), it can't fill blocks: "
-            "train a BLT-D with `python train.py --block-size 8`"
-        )
+        advice = "train a BLT-D with `python train.py --block-size 8`"
+        raise BadInput(f"this checkpoint is a plain BLT (K = 0), it can't fill blocks: {advice}")
     if not 1 <= block_size <= trained:
-        raise BadInput(
-            f"this checkpoint was trained for blocks of up to {trained} bytes, not {block_size}: "
-            "give a smaller --block-size or train with that one"
-        )
+        problem = f"was trained for blocks of up to {trained} bytes, not {block_size}"
+        advice = "give a smaller --block-size or train with that one"
+        raise BadInput(f"this checkpoint {problem}: {advice}")
     if rule == "chained" and not model.config.chain_width:
-        raise BadInput(
-            "this checkpoint has no chained head: give another --unmask, or train one with "
-            "`python train.py --init-from FILE --recipe chain`"
-        )
+        advice = "train one with `python train.py --init-from FILE --recipe chain`"
+        raise BadInput(f"this checkpoint has no chained head: give another --unmask, or {advice}")
 
 
 # ---- run: the idea on a line of text
@@ -352,10 +347,7 @@ def main(argv=None):
     data = os.fsencode(options.text)
     if not 2 <= len(data) <= 60:
         raise BadInput(f"--text has {len(data)} bytes: the picture needs 2 to 60")
-    path = checkpoint.find(options.checkpoint)
-    patcher = Patcher(PatcherConfig(kind="space"))  # words, where there is no checkpoint
-    if options.checkpoint or os.path.exists(path):
-        patcher = patcher_from(checkpoint.load(path))
+    patcher = patcher_from(checkpoint.load(checkpoint.find(options.checkpoint)))
     recipe, ids = Recipe(4, **RECIPES["paper"]), torch.tensor([[BOS] + encode(data)])
     closes = patcher.closes(ids[0])[None, :-1]
     blocks = make_blocks(ids, closes, recipe, [torch.Generator().manual_seed(0)])

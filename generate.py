@@ -12,7 +12,8 @@ import functools
 import math
 import os
 import time
-from dataclasses import dataclass, fields
+from collections import Counter
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -111,20 +112,17 @@ class Generation:
     ids: list  # generated, without the id that ended them
     counters: Counters
     seconds: float  # after the prefill
-    sizes: dict  # parameters by part, those of `parameter_sizes`
+    sizes: dict  # parameters by part, the patcher among them
 
     @classmethod
     def total(cls, several):
         """Several generations of one model as one: all their ids, the sums of what they cost."""
         counters = Counters()
-        for made in several:
-            for name in (f.name for f in fields(Counters)):
-                mine, theirs = getattr(counters, name), getattr(made.counters, name)
-                if isinstance(mine, dict):
-                    for key, value in theirs.items():
-                        mine[key] = mine.get(key, 0) + value
-                else:
-                    setattr(counters, name, mine + theirs)
+        for name, zero in vars(counters).items():
+            values = [getattr(made.counters, name) for made in several]
+            if isinstance(zero, dict):
+                values = map(Counter, values)
+            setattr(counters, name, sum(values, zero))
         ids = [id_ for made in several for id_ in made.ids]
         return cls(ids, counters, sum(made.seconds for made in several), several[0].sizes)
 
@@ -175,15 +173,10 @@ class Generation:
         }
 
 
-def parameter_sizes(model, patcher):
-    """Parameters by part, the patcher's too."""
-    return {**model.sizes(), "patcher": count_parameters(patcher)}
-
-
 def finish(stream, ids, began, counters=None):
     """The Generation of a sampler that ends now. counters: if not those of the stream."""
     seconds = time.perf_counter() - began
-    sizes = parameter_sizes(stream.model, stream.patcher)
+    sizes = {**stream.model.sizes(), "patcher": count_parameters(stream.patcher)}
     return Generation(ids, counters or stream.counters, seconds, sizes)
 
 

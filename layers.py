@@ -206,19 +206,26 @@ class Layer(nn.Module):
         return x + self.down(F.silu(gate) * up)
 
 
-def run_layers(layers, x, view):
-    """x (B, N, D) through a list of Layers."""
-    for depth, layer in enumerate(layers):
-        x = layer(x, view, depth)
-    return x
+class Stack(nn.ModuleList):
+    """`depth` Layers of one shape, one after the other."""
+
+    def __init__(self, depth, *shape):
+        super().__init__(Layer(*shape) for _ in range(depth))
+
+    def forward(self, x, view):
+        """x (B, N, D) -> (B, N, D)."""
+        for depth, layer in enumerate(self):
+            x = layer(x, view, depth)
+        return x
 
 
 class CrossAttention(nn.Module):
-    """Pre-norm cross-attention between rows of one width, without positions; adds its input."""
+    """Pre-norm cross-attention between rows of one width, without positions; adds its input once,
+    or `residual` times."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, residual=1):
         super().__init__()
-        self.heads = heads
+        self.heads, self.residual = heads, residual
         self.query_norm = nn.RMSNorm(width, eps=1e-5)
         self.source_norm = nn.RMSNorm(width, eps=1e-5)
         self.q = nn.Linear(width, width, bias=False)
@@ -249,7 +256,7 @@ class CrossAttention(nn.Module):
             kv = kv.view(*reads.shape, 2, H, D // H).permute(2, 0, 3, 1, 4)
             mask = (reads >= 0)[:, None, None]
         y = attend(q, kv[0], kv[1], mask)
-        return x + self.out(y.transpose(1, 2).reshape(B, N, D))
+        return torch.add(self.out(y.transpose(1, 2).reshape(B, N, D)), x, alpha=self.residual)
 
 
 class ChainedHead(nn.Module):
@@ -288,7 +295,8 @@ class Cache:
         self.window, self.max_rollback, self.rope_base = window, max_rollback, rope_base
         self.capacity = 2 * (window + max_rollback) + max_rows
         shape = layers, 2, 1, heads, self.capacity, head_width
-        self.rows = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        # Not filled: of a wide window only what is used becomes memory, and no other row is read.
+        self.rows = torch.empty(shape, dtype=like.dtype, device=like.device)
         self.base, self.masks = 0, {}
         self.turn()
 

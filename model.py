@@ -14,22 +14,14 @@ heads, C head width.
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from data import VOCAB
-from layers import (
-    ChainedHead,
-    CrossAttention,
-    Layer,
-    PackedView,
-    WholeView,
-    rotary,
-    run_layers,
-    sees,
-)
+from layers import ChainedHead, CrossAttention, PackedView, Stack, WholeView, rotary, sees
 from patcher import PatcherConfig, patcher_from
 from support import checkpoint
 from support.lean import make_lean
@@ -40,6 +32,7 @@ NGRAMS = range(3, 9)  # lengths of the hashed byte n-grams
 LEAD = max(NGRAMS) - 1  # how many ids before a byte its longest n-gram holds
 HASH_PRIME = 1_000_000_007
 ROUND = 64  # patches of a training batch come in multiples of it
+GATHERED = 2**15  # most bytes of patches, padded to one length, that the encoder gathers at once
 
 # ---- configurations and presets
 
@@ -59,14 +52,17 @@ class BLTConfig:
     global_hidden: int = 704
     global_layers: int = 4
     global_window: int = 128  # patches that a global layer sees
-    max_patch: int = 8  # longest patch in bytes
+    max_patch: int = 8  # longest patch in bytes; 0: any length, with byte_states only
     rope_base: float = 500000.0
     block_size: int = 0  # K that the decoder was trained to fill by diffusion; 0: plain BLT
     chain_width: int = 0  # state of the head that chains the cells of a block; 0: there is none
+    # Where the original BLT differs: its weights need these (scripts/convert.py).
+    byte_states: bool = False  # the decoder starts from the encoder's states, not an embedding
+    double_residual: bool = False  # both cross-attentions add their input twice
+    global_norm: bool = True  # is there a norm behind the global model?
 
 
-@dataclass
-class Preset:
+class Preset(NamedTuple):
     """Everything that a size of model brings along."""
 
     model: BLTConfig
@@ -76,12 +72,7 @@ class Preset:
 
 
 PRESETS = {
-    name: Preset(
-        model=BLTConfig(**size["model"]),
-        training=TrainingSettings(**size["training"]),
-        patcher=PatcherConfig(**size["patcher"]),
-        patcher_training=TrainingSettings(**size["patcher_training"]),
-    )
+    name: Preset(*(kind(**size[part]) for part, kind in Preset.__annotations__.items()))
     for name, size in SIZES.items()
 }
 
@@ -100,10 +91,11 @@ def latent_read(closes):
 def bytes_of_patches(closes, max_patch):
     """closes (B, N) -> the bytes of each patch of all B rows, last byte first, (M, max_patch).
 
-    A byte is its index among all B N of them; -1 where a patch is shorter.
+    A byte is its index among all B N of them; -1 where a patch is shorter. 0: the longest one's.
     """
     N, flat = closes.shape[1], closes.flatten()
     last = flat.nonzero()[:, 0]
+    max_patch = max_patch or int(last.diff(prepend=last.new_tensor([-1])).max())
     found = last[:, None] - torch.arange(max_patch, device=closes.device)
     # (B N,): how many patches closed before a byte, which is the number of its own
     own = flat.long().cumsum(0) - flat.long()
@@ -128,8 +120,7 @@ def hash_powers():
     """Powers of HASH_PRIME by place in n-grams, in int64 that wraps around -> (8, 6)."""
     powers = torch.zeros(LEAD + 1, len(NGRAMS), dtype=torch.long)
     for i, n in enumerate(NGRAMS):
-        exact = [HASH_PRIME**j for j in range(n)]
-        powers[-n:, i] = torch.tensor([(x + 2**63) % 2**64 - 2**63 for x in exact])
+        powers[-n:, i] = torch.tensor(HASH_PRIME) ** torch.arange(n)
     return powers
 
 
@@ -144,38 +135,40 @@ class LocalEncoder(nn.Module):
         self.config = c
         self.embed = nn.Embedding(VOCAB, c.width)
         self.hashes = nn.Embedding(len(NGRAMS) * c.ngram_table_size, c.width)  # the six tables
-        self.layers = nn.ModuleList(
-            Layer(c.width, c.heads, c.hidden, c.window) for _ in range(c.encoder_layers)
-        )
+        self.layers = Stack(c.encoder_layers, c.width, c.heads, c.hidden, c.window)
         self.query = nn.Linear(c.width, c.patch_vectors * c.width, bias=False)
-        self.cross = CrossAttention(c.width, c.heads)
+        self.cross = CrossAttention(c.width, c.heads, 1 + c.double_residual)
         joint = c.patch_vectors * c.width
         self.to_global = nn.Identity()
         if joint != c.global_width:
             self.to_global = nn.Linear(joint, c.global_width, bias=False)
 
-    def forward(self, ids, patches, view=None):
-        """ids (B, LEAD + N) -> vectors (1, M, G) of the patches of all B rows.
+    def states(self, ids, view=None):
+        """ids (B, LEAD + N), PAD before the start of a text -> states of its bytes (B, N, D).
 
-        ids begin with those before the first byte (PAD at the start of a text). patches
-        (M, max_patch): their bytes, as bytes_of_patches. view: of a Cache, or None.
+        view: of a Cache, or None.
         """
         c, B, N = self.config, ids.shape[0], ids.shape[1] - LEAD
         if view is None:
             view = WholeView.causal(N, c.width // c.heads, c.rope_base, self.query.weight)
         entries = ngram_entries(ids, c.ngram_table_size).view(B * N, -1)
         grams = F.embedding_bag(entries, self.hashes.weight, mode="sum").view(B, N, -1)
+        return self.layers(self.embed(ids[:, LEAD:]) + grams, view)
+
+    def forward(self, states, patches):
+        """states (B, N, D), patches (M, max_patch) as bytes_of_patches -> vectors (1, M, G)."""
         # (B, N, D) -> (1, B N, D)
-        x = run_layers(self.layers, self.embed(ids[:, LEAD:]) + grams, view)
-        x = x.view(1, B * N, c.width)
-        # (M, max_patch, D) -> (M, D): the largest number of its bytes
-        pooled = F.embedding(patches.clamp(min=0), x[0])
-        pooled = pooled.masked_fill(patches[..., None] < 0, -torch.inf).amax(1)
-        # (M, D) -> (1, M k, D): a patch reads its own bytes only
-        queries = self.query(pooled).to(x.dtype).view(1, -1, c.width)
-        vectors = self.cross(queries, self.cross.project(x), patches)
+        x = states.reshape(1, -1, self.config.width)
+        kv, vectors = self.cross.project(x), []
+        for some in patches.split(max(1, GATHERED // patches.shape[1])):
+            # (M, max_patch, D) -> (M, D): the largest number of its bytes
+            pooled = F.embedding(some.clamp(min=0), x[0])
+            pooled = pooled.masked_fill(some[..., None] < 0, -torch.inf).amax(1)
+            # (M, D) -> (1, M k, D): a patch reads its own bytes only
+            queries = self.query(pooled).to(x.dtype).view(1, -1, self.config.width)
+            vectors.append(self.cross(queries, kv, some))
         # (1, M k, D) -> (1, M, G)
-        return self.to_global(vectors.view(1, len(patches), -1)).to(x.dtype)
+        return self.to_global(torch.cat(vectors, 1).view(1, len(patches), -1)).to(x.dtype)
 
 
 class GlobalModel(nn.Module):
@@ -184,15 +177,13 @@ class GlobalModel(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.config = c
-        self.layers = nn.ModuleList(
-            Layer(c.global_width, c.global_heads, c.global_hidden, c.global_window)
-            for _ in range(c.global_layers)
-        )
-        self.norm = nn.RMSNorm(c.global_width, eps=1e-5)
+        shape = c.global_width, c.global_heads, c.global_hidden, c.global_window
+        self.layers = Stack(c.global_layers, *shape)
+        self.norm = nn.RMSNorm(c.global_width, eps=1e-5) if c.global_norm else nn.Identity()
 
     def forward(self, patches, view):
         """patch vectors (1, M, G) -> latents (1, M, G)."""
-        return self.norm(run_layers(self.layers, patches, view))
+        return self.norm(self.layers(patches, view))
 
 
 class LocalDecoder(nn.Module):
@@ -201,14 +192,12 @@ class LocalDecoder(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.config = c
-        self.embed = nn.Embedding(VOCAB, c.width)
+        self.embed = None if c.byte_states else nn.Embedding(VOCAB, c.width)
         self.split = nn.Linear(c.global_width, c.patch_vectors * c.width, bias=False)
         self.crosses = nn.ModuleList(
-            CrossAttention(c.width, c.heads) for _ in range(c.decoder_layers)
+            CrossAttention(c.width, c.heads, 1 + c.double_residual) for _ in range(c.decoder_layers)
         )
-        self.layers = nn.ModuleList(
-            Layer(c.width, c.heads, c.hidden, c.window) for _ in range(c.decoder_layers)
-        )
+        self.layers = Stack(c.decoder_layers, c.width, c.heads, c.hidden, c.window)
         self.norm = nn.RMSNorm(c.width, eps=1e-5)
         self.head = nn.Linear(c.width, VOCAB, bias=False)
         self.chain = ChainedHead(VOCAB, c.width, c.chain_width) if c.chain_width else None
@@ -224,17 +213,16 @@ class LocalDecoder(nn.Module):
         vectors = self.split(latents).to(latents.dtype).view(1, -1, self.config.width)
         return [cross.project(vectors) for cross in self.crosses]
 
-    def forward(self, ids, latent_keys, reads, view):
+    def forward(self, ids, latent_keys, reads, view, states=None):
         """ids (B, R) -> last rows (B, R, D), which `head` makes logits of.
 
-        latent_keys: of M latents, as above.
-
-        reads (B, R): which of the M a row reads, or None where there is but one.
+        latent_keys: of M latents, as above. reads (B, R): which of the M a row reads, or None where
+        there is but one. states (B, R, D): the encoder's, where rows start from them.
         """
         k = self.config.patch_vectors
         if reads is not None:  # (B, R) -> (B R, k)
             reads = k * reads.reshape(-1, 1) + torch.arange(k, device=ids.device)
-        x = self.embed(ids)
+        x = self.embed(ids) if self.embed else states
         for depth, (cross, layer) in enumerate(zip(self.crosses, self.layers)):
             x = layer(cross(x, latent_keys[depth], reads), view, depth)
         return self.norm(x)
@@ -272,8 +260,8 @@ class BLT(nn.Module):
             nn.init.zeros_(self.decoder.chain.out.weight)
         return self
 
-    def latents(self, ids, closes):
-        """ids, closes (B, N) -> latents (1, M, G) of the patches of all rows, behind each other.
+    def latents(self, states, closes):
+        """states (B, N, D) of the encoder, closes (B, N) -> latents (1, M, G) of all B rows.
 
         So none of them is padded. M is rounded up, by first patches once more that nobody reads:
         CPUs keep a program for every shape of a product that they have seen.
@@ -288,7 +276,7 @@ class BLT(nn.Module):
             patches = torch.cat([patches, patches[:1].expand(len(more), -1)])
             row = torch.cat([row, torch.full_like(more, len(closes))])
             place = torch.cat([place, more])
-        vectors = self.encoder(F.pad(ids, (LEAD, 0)), patches)
+        vectors = self.encoder(states, patches)
         rope = rotary(place, c.global_width // c.global_heads, c.rope_base, vectors.dtype)
         return self.globe(vectors, PackedView(rope, row, place))
 
@@ -305,10 +293,11 @@ class BLT(nn.Module):
         (B, N), c = ids.shape, self.config
         head_width, like = c.width // c.heads, self.decoder.head.weight
         reads = latent_read(closes)
-        keys = self.decoder.latent_keys(self.latents(ids, closes))
+        states = self.encoder.states(F.pad(ids, (LEAD, 0)))
+        keys = self.decoder.latent_keys(self.latents(states, closes))
         if blocks is None:
             view = WholeView.causal(N, head_width, c.rope_base, like)
-            return self.decoder(ids, keys, reads, view)
+            return self.decoder(ids, keys, reads, view, states)
         clean = torch.arange(N, device=ids.device).expand(B, N)
         # (B, N + P) each
         reads = torch.cat([reads, reads.gather(1, blocks.starts - 1)], 1)
@@ -322,13 +311,18 @@ class BLT(nn.Module):
         return self.decoder(ids, keys, reads, view)
 
     def sizes(self):
-        """Parameters by part. Of the n-gram tables a pass looks up six entries a byte."""
-        tables = self.encoder.hashes.weight.numel()
+        """Parameters by part. Of the n-gram tables a pass looks up six entries a byte.
+
+        Layers of the encoder that a decoder row starts from run as often: they count with it.
+        """
+        encoder, tables = self.encoder, self.encoder.hashes.weight.numel()
+        bytewise = count_parameters(nn.ModuleList([encoder.embed, *encoder.layers]))
+        bytewise *= self.config.byte_states
         chain = count_parameters(self.decoder.chain) if self.decoder.chain else 0
         return {
-            "encoder": count_parameters(self.encoder) - tables,
+            "encoder": count_parameters(encoder) - tables - bytewise,
             "global": count_parameters(self.globe),
-            "decoder": count_parameters(self.decoder) - chain,
+            "decoder": count_parameters(self.decoder) - chain + bytewise,
             "chain": chain,
             "ngram_tables": tables,
         }
@@ -343,28 +337,27 @@ def count_parameters(module):
 
 
 def model_from(saved, **changes):
-    """The BLT of a loaded checkpoint, in float32. changes: of its config, where it may change.
+    """The BLT of a loaded checkpoint. changes: of its config, where it may change.
 
-    A chained head that it has not yet is new.
+    In float32, or `as_stored`: in the number format and the memory of the file. A chained head that
+    it has not yet is new.
     """
-    config = BLTConfig(**{**saved["config"], **changes})
-    model, known = BLT(config), {name: x.float() for name, x in saved["model"].items()}
+    config, known = BLTConfig(**{**saved["config"], **changes}), saved["model"]
     if config.chain_width and not saved["config"].get("chain_width"):
-        known = {**model.init_weights().state_dict(), **known}
-    model.load_state_dict(known)
-    return model.eval()
+        known = {**BLT(config).init_weights().state_dict(), **known}
+    return checkpoint.build(BLT, config, known, saved.get("as_stored"))
 
 
 def load_model(path):
     """The BLT of a checkpoint file and its patcher, ready to generate -> (model, patcher)."""
     saved = checkpoint.load(path)
     if not saved["model"]:
-        raise BadInput(
-            f"{path} holds a patcher but no model yet: go on with `python train.py --resume {path}`"
-        )
+        advice = f"go on with `python train.py --resume {path}`"
+        raise BadInput(f"{path} holds a patcher but no model yet: {advice}")
     model, patcher = model_from(saved), patcher_from(saved)
     for part in (model, patcher):
-        make_lean(part)
+        if next(part.parameters()).dtype == torch.float32:
+            make_lean(part)
     return model, patcher
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from data import BOS, EOS, OFFSET, VOCAB, encode
-from layers import Cache, Layer, WholeView, causal, run_layers
+from layers import Cache, Stack, WholeView, causal
 from support import checkpoint
 from support.show import show_patching
 from support.terminal import BadInput, Parser, number, progress, read_file, run
@@ -36,7 +36,7 @@ KINDS = ("entropy", "monotonic", "stride", "space")
 class PatcherConfig:
     kind: str = "entropy"
     threshold: float = 1.0  # nats; train.py calibrates it to a mean patch of 4 bytes
-    max_patch: int = 8  # bytes that a patch holds at most, whatever the kind
+    max_patch: int = 8  # bytes that a patch holds at most, whatever the kind; 0: any number
     width: int = 64  # of the entropy model
     layers: int = 1
     heads: int = 2
@@ -56,9 +56,7 @@ class EntropyModel(nn.Module):
         super().__init__()
         c = self.config = config
         self.embed = nn.Embedding(VOCAB, c.width)
-        self.layers = nn.ModuleList(
-            Layer(c.width, c.heads, c.hidden, c.window) for _ in range(c.layers)
-        )
+        self.layers = Stack(c.layers, c.width, c.heads, c.hidden, c.window)
         self.norm = nn.RMSNorm(c.width, eps=1e-5)
         self.head = nn.Linear(c.width, VOCAB, bias=False)
 
@@ -74,7 +72,7 @@ class EntropyModel(nn.Module):
                 seen = causal(position[:, None], position[None], c.window).to(ids.device)
                 seen = seen & (line[..., None] == line[:, None])
                 view = view._replace(mask=seen[:, None])
-        return self.head(self.norm(run_layers(self.layers, self.embed(ids), view)))
+        return self.head(self.norm(self.layers(self.embed(ids), view)))
 
     def init_weights(self):
         """Normal weights of variance 1 / inputs. Draws from torch's global generator."""
@@ -218,7 +216,7 @@ def fill_patches(signals, max_patch):
     asked = signals | (position == 0)
     # (N,) the start that the last signal before i gives
     opened = torch.where(asked, position + 1, 0).cummax(0).values
-    full = (position + 1 - opened) % max_patch == 0
+    full = (position + 1 - opened) % (max_patch or len(signals) + 1) == 0
     return asked | full
 
 
@@ -255,9 +253,7 @@ def calibrate(patcher, documents, target=4.0):
 
 def patcher_from(saved):
     """The Patcher of a loaded checkpoint, in float32."""
-    patcher = Patcher(PatcherConfig(**saved["patcher_config"]))
-    patcher.load_state_dict({name: x.float() for name, x in saved["patcher"].items()})
-    return patcher.eval()
+    return checkpoint.build(Patcher, PatcherConfig(**saved["patcher_config"]), saved["patcher"])
 
 
 @torch.no_grad()
@@ -304,10 +300,7 @@ def main(argv=None):
         data = read_file(options.file, "the text")
     if not data:
         raise BadInput("there is no text to show: it is empty")
-    if options.kind in ("stride", "space") and not options.checkpoint:
-        patcher = Patcher(PatcherConfig())  # needs no trained model
-    else:
-        patcher = patcher_from(checkpoint.load(checkpoint.find(options.checkpoint)))
+    patcher = patcher_from(checkpoint.load(checkpoint.find(options.checkpoint)))
     trained = patcher.config
     changes = {name: getattr(options, name) for name in ("kind", "threshold", "max_patch")}
     changes = {name: value for name, value in changes.items() if value is not None}

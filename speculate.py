@@ -12,7 +12,7 @@ Letters in shape comments: n drafted bytes, K block size, k draft size, V vocabu
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -150,7 +150,7 @@ def speculate(model, patcher, prompt, max_bytes, drafter, count, *, rounds="ours
         spent.rounds += 1
         spent.drafted += len(drafted)
         spent.accepted += accepted
-        spent.lengths[accepted] = spent.lengths.get(accepted, 0) + 1
+        spent.lengths[accepted] += 1
         if trace:
             trace.round(stream.taken(len(text) - 1), drafted, accepted, following)
         made = drafted[:accepted] + [following]
@@ -195,29 +195,20 @@ class Mode:
     verified: bool = False  # drafts are verified: the output is plain BLT's
     fills_blocks: bool = False  # needs a model trained by diffusion
     paper_calls: int = 0  # encoder/global calls that the paper counts a round; 0: those made
-    rule: str = ""  # how it unmasks by default, and at which α and γ
-    thresholds: dict = field(default_factory=dict)
+    rule: str = ""  # how it unmasks by default
 
 
 MODES = {
     "blt": Mode(generate),
     "blts": Mode(generate_blts, verified=True, paper_calls=2),
-    "bltd": Mode(
-        generate_bltd,
-        fills_blocks=True,
-        paper_calls=1,
-        rule="confidence",
-        thresholds={"confidence": 0.7, "entropy": 1.0},
-    ),
-    "bltdv": Mode(
-        generate_bltdv,
-        verified=True,
-        fills_blocks=True,
-        paper_calls=2,
-        rule="one-step",
-        thresholds={"confidence": 0.3, "entropy": 1.5, "chained": 0.05},
-    ),
+    "bltd": Mode(generate_bltd, fills_blocks=True, paper_calls=1, rule="confidence"),
+    "bltdv": Mode(generate_bltdv, verified=True, fills_blocks=True, paper_calls=2, rule="one-step"),
     "lookup": Mode(generate_lookup, verified=True, paper_calls=2),
+}
+# α and γ by default, by the rule
+THRESHOLDS = {
+    "bltd": {"confidence": 0.7, "entropy": 1.0},
+    "bltdv": {"confidence": 0.3, "entropy": 1.5, "chained": 0.05},
 }
 
 
@@ -259,7 +250,7 @@ def arguments_of(mode, model, options):
     if known.fills_blocks:
         rule = rule_of(mode, model, options)
         given = options.gamma if rule == "entropy" else options.alpha
-        threshold = known.thresholds.get(rule) if given is None else given
+        threshold = THRESHOLDS[mode].get(rule) if given is None else given
         arguments["block_size"] = size_of_blocks(model, options)
         arguments["unmask"] = Unmask(rule, threshold)
     elif known.verified:

@@ -12,6 +12,7 @@ G global width, H heads, C head width.
 """
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,11 +36,13 @@ class Counters:
     chain: int = 0  # cells that the chained head drew
     bytes_advanced: int = 0  # bytes taken in; rollbacks take theirs off again
     patches_closed: int = 0  # among these bytes
-    prefill: dict = field(default_factory=dict)
+    prefill: Counter = field(default_factory=Counter)
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
-    lengths: dict = field(default_factory=dict)  # accepted bytes -> rounds that accepted so many
+    lengths: Counter = field(
+        default_factory=Counter
+    )  # accepted bytes -> rounds that accepted so many
 
 
 class Known(NamedTuple):
@@ -49,6 +52,7 @@ class Known(NamedTuple):
     entropy: float  # of the prediction after it, nats
     patches_closed: int  # up to and including it
     open_start: int  # where the patch open after it starts: behind it, if it closes one
+    state: torch.Tensor | None = None  # (D,) the encoder's, if the decoder starts from it
 
 
 START = Known(PAD, 0.0, 0, 0)  # what stands before the first byte
@@ -68,11 +72,10 @@ class Stream:
         Raises ValueError for a patcher whose patches are longer than the model takes.
         """
         c = model.config
-        if patcher.config.max_patch > c.max_patch:
-            raise ValueError(
-                f"the patcher makes patches of {patcher.config.max_patch} bytes, "
-                f"the model takes {c.max_patch}"
-            )
+        if c.max_patch and not 0 < patcher.config.max_patch <= c.max_patch:
+            longest = patcher.config.max_patch or "any number of"
+            takes = f"the model takes {c.max_patch}"
+            raise ValueError(f"the patcher makes patches of {longest} bytes, {takes}")
         self.model, self.patcher = model, patcher
         self.max_rollback, self.max_rows = max_rollback, max_rows
         # Bytes that a patcher without a cache has to see again
@@ -80,8 +83,8 @@ class Stream:
         self.make_caches(model.decoder.head.weight)
         # Known of the latest bytes, how many before them were let go, how many there ever were
         self.known, self.forgotten, self.furthest = [], 0, 0
-        # Rows of the sequence that the decoder has processed, provisional ones behind them
-        self.decoded = self.provisional = 0
+        # Rows of the sequence that the decoder has processed, ids of provisional ones behind them
+        self.decoded, self.provisional = 0, []
         # Is there a latent of the open patch, encoded as if it ended here?
         self.open_latent = False
         self.counters = Counters()
@@ -91,17 +94,17 @@ class Stream:
         c, back, rows = self.model.config, self.max_rollback, self.max_rows
         local = c.heads, c.width // c.heads
         globe = c.global_heads, c.global_width // c.global_heads
-        base = c.rope_base
+        rest = c.rope_base, like
         self.entropy_cache = self.patcher.model.cache(back, rows)
-        # After a rollback over a patch start the encoder reads from that start again.
-        self.encoder_cache = Cache(
-            c.encoder_layers, *local, c.window, back + c.max_patch, rows + c.max_patch, base, like
-        )
-        self.global_cache = Cache(
-            c.global_layers, *globe, c.global_window, back + 1, rows + 1, base, like
-        )
+        # After a rollback over a patch start the encoder reads from that start again, or for byte
+        # states it runs ahead as the decoder does.
+        more = back if c.byte_states else c.max_patch
+        bounds = c.window, back + more, rows + more
+        self.encoder_cache = Cache(c.encoder_layers, *local, *bounds, *rest)
+        bounds = c.global_window, back + 1, rows + 1
+        self.global_cache = Cache(c.global_layers, *globe, *bounds, *rest)
         # Provisional rows run ahead of the sequence, which then goes back from where it is.
-        self.decoder_cache = Cache(c.decoder_layers, *local, c.window, 2 * back, rows, base, like)
+        self.decoder_cache = Cache(c.decoder_layers, *local, c.window, 2 * back, rows, *rest)
         heads, each, width = self.model.decoder.latent_shape
         bounds = each, (back + 1) * each, (rows + 1) * each
         self.latent_cache = Cache(c.decoder_layers, heads, width, *bounds, None, like)
@@ -136,7 +139,7 @@ class Stream:
         self.counters.bytes_advanced -= self.length - length
         self.counters.patches_closed -= closed
         del self.known[length - self.forgotten :]
-        self.decoded, self.provisional = min(self.decoded, length), 0
+        self.decoded, self.provisional = min(self.decoded, length), []
 
     # ---- bytes -> boundaries -> latents
 
@@ -166,11 +169,13 @@ class Stream:
         self.counters.entropy += self.patcher.needs_entropy
         self.counters.bytes_advanced += len(ids)
         closed, start = before.patches_closed, before.open_start
+        self.provisional = []
+        states = self.states_behind(ids)
         for i, (id_, signal, h) in enumerate(zip(ids, signals.tolist(), H.tolist()), first):
             if signal or i == 0 or i + 1 - start == self.patcher.config.max_patch:
                 closed, start = closed + 1, i + 1
-            self.known.append(Known(id_, h, closed, start))
-        self.furthest, self.provisional = max(self.furthest, self.length), 0
+            self.known.append(Known(id_, h, closed, start, states[i - first]))
+        self.furthest = max(self.furthest, self.length)
         self.counters.patches_closed += closed - before.patches_closed
         self.open_latent = encode_open and start < self.length
         new = closed + self.open_latent
@@ -179,16 +184,32 @@ class Stream:
             self.encode_patches(before.open_start, end, before.patches_closed, new)
         self.let_go()
 
+    def encode(self, first, ids):
+        """The encoder's states (n, D) of ids[LEAD:], which stand from position `first` on."""
+        ids = torch.tensor([ids], device=self.encoder_cache.rows.device)
+        view = self.encoder_cache.view(first, ids.shape[1] - LEAD)
+        return self.model.encoder.states(ids, view)[0]
+
+    def states_behind(self, ids):
+        """States (n, D) of n ids behind all rows there are, or n times None: nobody needs them."""
+        if not (ids and self.model.config.byte_states):
+            return [None] * len(ids)
+        before = [self.at(i).id for i in range(self.length - LEAD, self.length)] + self.provisional
+        return self.encode(self.length + len(self.provisional), before[-LEAD:] + ids)
+
     def encode_patches(self, low, high, old, new):
         """Encode the bytes low..high-1, the patches old..new-1, and make their latents."""
         device, each = self.global_cache.rows.device, self.model.decoder.latent_shape[1]
-        # (1, LEAD + n) and (1, n)
-        ids = torch.tensor([[self.at(i).id for i in range(low - LEAD, high)]], device=device)
+        if self.model.config.byte_states:  # they are there
+            states = torch.stack([self.at(i).state for i in range(low, high)])
+        else:
+            states = self.encode(low, [self.at(i).id for i in range(low - LEAD, high)])
+        # (1, n)
         closes = torch.tensor([[self.closes(i) for i in range(low, high)]], device=device)
         closes[0, -1] = True  # of an open patch too
         patches = bytes_of_patches(closes, self.model.config.max_patch)
         # (1, M, G) each
-        vectors = self.model.encoder(ids, patches, self.encoder_cache.view(low, high - low))
+        vectors = self.model.encoder(states[None], patches)
         latents = self.model.globe(vectors, self.global_cache.view(old, new - old))
         # (layers, 2, 1, H, M k, C)
         rows = self.latent_cache.span(old * each, new * each)
@@ -202,10 +223,15 @@ class Stream:
             self.open_latent, self.decoded = False, min(self.decoded, self.length - 1)
 
     def let_go(self):
-        """Drop Known of bytes that no rollback, n-gram or pass can ask for again, now and then."""
-        held = self.max_rollback + self.model.config.max_patch + LEAD + self.sight
-        if len(self.known) > 4 * held + self.max_rows:
-            drop = len(self.known) - max(held, self.length - self.decoded + held)
+        """Drop Known of bytes that no rollback, n-gram or pass can ask for again, now and then.
+
+        A patch that may still be open is held from its start on, whatever its length.
+        """
+        back = min(self.furthest - self.max_rollback, self.decoded) - 1
+        if back < self.forgotten:
+            return
+        drop = self.at(back).open_start - LEAD - self.sight - self.forgotten
+        if drop > self.max_rows:
             self.forgotten += drop
             del self.known[:drop]
 
@@ -226,10 +252,10 @@ class Stream:
         """
         owed = [self.at(i) for i in range(self.decoded, self.length)]
         if owed:
-            self.provisional = 0
-        first = self.decoded + self.provisional
+            self.provisional = []
+        first = self.decoded + len(self.provisional)
         ids = [known.id for known in owed] + [*provisional, *block]
-        if len(ids) > self.max_rows or self.provisional + len(provisional) > self.max_rollback:
+        if len(ids) > self.max_rows or len(self.provisional) + len(provisional) > self.max_rollback:
             limits = f"{self.max_rows} at once, {self.max_rollback} of them provisional"
             raise ValueError(f"{len(ids)} decoder rows, this stream takes {limits}")
         # Which latent each row reads; one that ends an open patch by decree reads that patch's.
@@ -246,9 +272,13 @@ class Stream:
         # (layers, 2, 1, H, M k, C)
         keys = self.latent_cache.span(low * each, (last + 1) * each)
         view = self.decoder_cache.view(first, len(ids), len(block))
-        self.decoded, self.provisional = self.length, self.provisional + len(provisional)
+        states = [known.state for known in owed] + [*self.states_behind([*provisional])]
+        # (1, rows + n, D)
+        states = torch.stack(states)[None] if self.model.config.byte_states else None
+        self.decoded, self.provisional = self.length, [*self.provisional, *provisional]
         self.counters.decoder += 1
-        return self.model.decoder(torch.tensor([ids], device=device), keys, read_from, view)[0]
+        ids = torch.tensor([ids], device=device)
+        return self.model.decoder(ids, keys, read_from, view, states)[0]
 
     # ---- both
 
@@ -295,7 +325,8 @@ def main(argv=None):
         guessed = visible(decode([guess])) or "end"
         rows.append([byte, f"{known.entropy:.2f}", closes, known.patches_closed, *passes, guessed])
     config = patcher.config
-    print(f"θ = {config.threshold:.2f} nats, at most {config.max_patch} bytes a patch\n")
+    longest = config.max_patch or "any number of"
+    print(f"θ = {config.threshold:.2f} nats, at most {longest} bytes a patch\n")
     header = ["byte", "entropy after", "its patch", "reads latent"]
     print(table([*header, "patcher", "encoder+global", "decoder", "guesses"], rows))
 

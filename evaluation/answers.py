@@ -10,9 +10,8 @@ from tqdm import tqdm
 from data import decode, encode
 from evaluation.benchmarks import read_items
 from evaluation.execute import run_program
-from evaluation.items import as_bytes
 from evaluation.miniature import TASKS, test_items
-from evaluation.report import mean, package, report, taken
+from evaluation.tasks import as_bytes, mean, package, report, taken
 from sample import sampling_of
 from speculate import check_mode, run_mode
 from support.terminal import BadInput

@@ -13,7 +13,7 @@ import zlib
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from evaluation.items import Choice, Question, as_bytes, as_example, behind, translation
+from evaluation.tasks import Choice, Question, as_bytes, as_example, behind, translation
 from support.terminal import BadInput
 
 # What ends the body of a function: the next line that is not indented.

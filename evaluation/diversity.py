@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 from data import decode
 from evaluation.plots import Mark, draw
-from evaluation.report import mean, print_rows, with_errors
+from evaluation.tasks import mean, with_errors
 from generate import Generation, Sampling
 from speculate import Drafting, check_mode, run_mode
-from support.terminal import table_of
+from support.terminal import print_rows, table_of
 
 GAMMAS, TOP_PS = (0.5, 0.8, 1.0, 1.2), (0.8, 0.9, 0.95, 1.0)
 COLUMNS = """

@@ -10,14 +10,13 @@ import statistics
 from data import corpus_of
 from evaluation import miniature
 from evaluation.answers import Runner, answer_all, code_score, translation_score
-from evaluation.items import Question
 from evaluation.plots import METHODS, Mark, draw
-from evaluation.report import print_rows, with_errors
+from evaluation.tasks import Question, with_errors
 from generate import Generation
 from model import load_model
 from speculate import check_mode, size_of_blocks
 from support.machine import choose_device
-from support.terminal import BadInput, table_of
+from support.terminal import BadInput, print_rows, table_of
 
 COLUMNS = """
 name s | fr-en_exact s fr-en exact | fr-en_bleu s BLEU | de-en_exact s de-en exact |
@@ -55,8 +54,11 @@ def evaluate_miniature(options):
             said += "; programs run only with --allow-code-execution"
         print(f"\n{options.limit} held-out items a task; {said}")
     if options.plot:
-        panels = {"MB a byte by Eq. 8": marks_of(rows, "gb_per_kilobyte")}
-        panels["bytes/s"] = marks_of(rows, "bytes_per_second")
+        panels = {"MB a byte by Eq. 8": [], "bytes/s": []}
+        for row in rows:
+            mark = row["score"], METHODS[row["mode"]], row["name"].replace(" k=", "-")
+            for marks, key in zip(panels.values(), ("gb_per_kilobyte", "bytes_per_second")):
+                marks.append(Mark(row[key], *mark, error=row["score_se"]))
         draw(options.plot, "The paper's Figure 7 in small", "right answers, %", panels)
 
 
@@ -107,12 +109,3 @@ def measure(runners, options):
         row["decrease"] = 1 - row["gb_per_kilobyte"] / rows[0]["gb_per_kilobyte"]
         row["ratio"] = row["bytes_per_second"] / rows[0]["bytes_per_second"]
     return rows
-
-
-def marks_of(rows, key):
-    """The rows as Marks, at their cost `key` and their score."""
-    marks = []
-    for row in rows:
-        method, name = METHODS[row["mode"]], row["name"].replace(" k=", "-")
-        marks.append(Mark(row[key], row["score"], method, name, error=row["score_se"]))
-    return marks

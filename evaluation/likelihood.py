@@ -13,13 +13,12 @@ from tqdm import tqdm
 
 from data import BOS, corpus_of, document_ids, encode
 from evaluation.benchmarks import read_items
-from evaluation.items import Choice, as_bytes, picker
-from evaluation.report import mean, print_rows, report, taken
+from evaluation.tasks import Choice, as_bytes, mean, picker, report, taken
 from generate import bits_per_byte, finish
 from stream import Stream
 from support import checkpoint
 from support.quality import masked_accuracy
-from support.terminal import BadInput, progress, table
+from support.terminal import BadInput, print_rows, progress, table
 
 
 def held_out_texts(options):
@@ -29,7 +28,10 @@ def held_out_texts(options):
         return [data for _, data in corpus.documents], corpus.origin
     saved = checkpoint.load(checkpoint.find(options.checkpoint))
     # An exported checkpoint keeps only where its text came from, one of training all it was asked.
-    corpus = corpus_of(saved["data"] if "data" in saved else saved["asked"]["data"])
+    asked = saved if "data" in saved else saved.get("asked")
+    if not asked:
+        raise BadInput("this checkpoint does not know what it was trained on: give --data")
+    corpus = corpus_of(asked["data"])
     if corpus.sha256 != saved["corpus"]["sha256"]:
         differs = f"{corpus.origin} differs from what this checkpoint was trained on"
         print(f"note: {differs}; some of it may not be held out", file=sys.stderr)

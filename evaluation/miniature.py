@@ -13,8 +13,7 @@ import json
 from pathlib import Path
 
 from data import name_chance
-from evaluation.items import Question, as_example, behind, picker, translation
-from evaluation.report import package
+from evaluation.tasks import Question, as_example, behind, package, picker, translation
 from support.terminal import BadInput
 
 HELD_OUT_SHARE = 0.1

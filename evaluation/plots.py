@@ -9,12 +9,11 @@ import argparse
 import os
 from typing import NamedTuple
 
-from evaluation.report import package
+from evaluation.tasks import package
 
-# Okabe and Ito's colours, which colour-blind people tell apart, of methods and of benchmarks
+# Okabe and Ito's colours, which colour-blind people tell apart
 COLOURS = {"BLT": "#000000", "BLT-S": "#0072B2", "BLT-D": "#D55E00", "BLT-DV": "#009E73"}
-COLOURS |= {"lookup": "#CC79A7", "MMLU": "#000000", "PIQA": "#0072B2", "ARC-Easy": "#D55E00"}
-COLOURS |= {"HellaSwag": "#009E73", "ARC-Challenge": "#CC79A7"}
+COLOURS |= {"lookup": "#CC79A7"}
 METHODS = {"blt": "BLT", "blts": "BLT-S", "bltd": "BLT-D", "bltdv": "BLT-DV", "lookup": "lookup"}
 # Triangles unmask by confidence, shapes with more corners by entropy.
 MARKERS = {"": "o", "α = 0.3": "v", "α = 0.5": "^", "α = 0.7": ">", "γ = 0.5": "d", "γ = 0.8": "s"}
@@ -61,8 +60,8 @@ def pyplot():
     return plt
 
 
-def draw(path, title, ylabel, panels, ticks=TICKS):
-    """Scatter plots below each other. panels: x label -> Marks. ticks: of x, where in sight."""
+def draw(path, title, ylabel, panels):
+    """Scatter plots below each other. panels: x label -> Marks."""
     plt, n = pyplot(), len(panels)
     figure, axes = plt.subplots(n, figsize=(8, 1 + 4.2 * n), squeeze=False, layout="constrained")
     for axis, (xlabel, marks) in zip(axes[:, 0], panels.items()):
@@ -70,7 +69,7 @@ def draw(path, title, ylabel, panels, ticks=TICKS):
             draw_mark(axis, mark)
         # On a log scale equal distances are equal savings.
         axis.set(xscale="log", xlabel=f"{xlabel}, log scale", ylabel=ylabel)
-        axis.xaxis.set_major_locator(plt.FixedLocator(ticks))
+        axis.xaxis.set_major_locator(plt.FixedLocator(TICKS))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.margins(0.1, 0.15)

@@ -1,6 +1,7 @@
 """Speed: two fast paths beside their slow twins in one run, and single passes at a preset's shapes.
 
     python -m scripts.benchmark stream                   # a cached Stream, and the prefix anew
+    python -m scripts.benchmark stream --official        # the same of transformers' BLT and ours
     python -m scripts.benchmark train                    # a training step with blocks, and without
     python -m scripts.benchmark passes --preset blt-1b   # passes, and the paper's tables in seconds
 
@@ -8,9 +9,13 @@ No test is timed; this is what is.
 """
 
 import functools
+import json
+import os
+import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -19,17 +24,18 @@ from bandwidth import pass_rows, passes_of
 from data import BOS, OFFSET, VOCAB, Crops, default_corpus, encode
 from diffusion import Recipe
 from evaluation.plots import METHODS
-from evaluation.report import print_rows
+from evaluation.tasks import package
 from generate import generate_uncached
 from model import BLT, PRESETS, load_model
-from patcher import Patcher, PatcherConfig
+from patcher import Patcher, PatcherConfig, calibrate
+from scripts import convert
 from speculate import MODES
 from stream import Counters, Stream
 from support import checkpoint, machine
 from support.optim import make_optimizer
 from support.paper import read_paper, row_name
 from support.passes import pass_seconds
-from support.terminal import BadInput, Parser, number, run, table_of
+from support.terminal import BadInput, Parser, number, print_rows, run, table_of
 from train import Task, model_loss, train_step
 
 PAPER_NAMES = {"blt-1b": "1B", "blt-3b": "3B"}  # what the paper's tables call these presets
@@ -44,15 +50,19 @@ PATCHES = (1, 2, 4, 8, 16)
 
 STREAM_COLUMNS = """
 context d context, bytes | cached .2f cached, ms/byte | anew .1f anew, ms/byte |
-faster .0f times faster | against .2f against 512
+faster .0f times faster | against .2f against the first
 """
 
 
+def text_ids(n):
+    """BOS and the first n - 1 bytes of the default corpus."""
+    return [BOS, *encode(b"".join(data for _, data in default_corpus().documents)[: n - 1])]
+
+
 @torch.inference_mode()
-def stream_against_prefix(model, patcher, contexts=(512, 2048, 8192), bytes_each=128):
-    """Milliseconds a byte of teacher-forced text, from caches and all of it anew -> dicts."""
-    text = b"".join(data for _, data in default_corpus().documents)
-    ids, rows = [BOS, *encode(text[: max(contexts) + bytes_each])], []
+def stream_against_prefix(model, patcher, anew, contexts, bytes_each=128):
+    """Milliseconds a byte of teacher-forced text, from caches and of anew(ids) -> dicts."""
+    ids, rows = text_ids(max(contexts) + bytes_each), []
     for context in (contexts[0], *contexts):  # the first time warms up
         stream = Stream(model, patcher)
         stream.prefill(ids[:context])
@@ -60,17 +70,43 @@ def stream_against_prefix(model, patcher, contexts=(512, 2048, 8192), bytes_each
         for i in range(context, context + bytes_each):
             stream.extend(ids[i : i + 1])
         cached = 1000 * (time.perf_counter() - began) / bytes_each
-        work = functools.partial(generate_uncached, model, patcher, ids[1 : context + 1], 1)
-        anew = 1000 * machine.median_seconds(work, 5)
-        rows.append({"context": context, "cached": cached, "anew": anew, "faster": anew / cached})
+        whole = 1000 * machine.median_seconds(lambda: anew(ids[:context]), 5)
+        row = {"context": context, "cached": cached, "anew": whole, "faster": whole / cached}
+        rows.append(row)
     return [{**row, "against": row["cached"] / rows[1]["cached"]} for row in rows[1:]]
 
 
+def official(text):
+    """-> a random BLT of transformers with patches of 4.5 bytes in text (ids), and ours of it."""
+    transformers = package("transformers", "scripts.benchmark stream --official")
+    sizes = json.loads(Path(__file__).with_name("official.json").read_text())
+    theirs = transformers.BltForCausalLM(transformers.BltConfig(**sizes)).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        convert.main([folder, f"{folder}/ours.pt"])
+        model, patcher = load_model(f"{folder}/ours.pt")
+    calibrate(patcher, [torch.tensor(text)], 4.5)
+    theirs.config.patching_threshold = patcher.config.threshold
+    return theirs, model, patcher
+
+
 def benchmark_stream(options):
-    """Print what caches save at growing contexts."""
-    model, patcher = load_model(checkpoint.find(options.checkpoint))
+    """Print what caches save at growing contexts, over the same model without or transformers'."""
+    contexts, theirs = (512, 2048, 8192), None
+    if options.official:
+        contexts = (64, 256, 512, 1024, 2048)
+        theirs, model, patcher = official(text_ids(2500))
+    else:
+        model, patcher = load_model(checkpoint.find(options.checkpoint))
+
+    def anew(ids):
+        if theirs:
+            theirs(torch.tensor([ids]), use_cache=False)
+        else:
+            generate_uncached(model, patcher, ids[1:], 1)
+
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(table_of(stream_against_prefix(model, patcher), STREAM_COLUMNS))
+    print(table_of(stream_against_prefix(model, patcher, anew, contexts), STREAM_COLUMNS))
 
 
 def benchmark_train(options):
@@ -138,10 +174,12 @@ def random_model(name, device):
     with torch.device("meta"):
         model = BLT(replace(PRESETS[name].model, ngram_table_size=1000)).to(torch.bfloat16)
     need = 1.3 * 2 * sum(p.numel() for p in model.parameters())
-    on_gpu = device.startswith("cuda")
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else machine.free_memory()
-    if free is not None and need > free:
-        memory = f"{need / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free"
+    if device.startswith("cuda"):
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # all that there is
+    if need > free:
+        memory = f"{need / 1e9:.1f} GB of memory, there are {free / 1e9:.1f}"
         raise BadInput(f"{name} needs {memory}: choose a smaller preset")
     model = model.to_empty(device=device).eval()
     with torch.no_grad():
@@ -188,14 +226,12 @@ def benchmark_passes(options):
         f"threads, memory read at {speed / 1e9:.1f} GB/s, spread at most {times.spread:.0%}\n"
     )
     for row in rows:
-        ms, eq8 = 1000 * row["seconds"], 1000 * row["seconds_by_eq8"]
-        row |= {"ms": ms, "eq8": eq8, "ratio": ms / eq8}
+        row["ms"], row["eq8"] = 1000 * row["seconds"], 1000 * row["seconds_by_eq8"]
+        row["ratio"] = row["ms"] / row["eq8"]
     print(table_of(rows, PASS_COLUMNS))
     if paper:
-        print(
-            "\nWall-clock that follows from these passes for the paper's own NFEs "
-            "(weights are random; its patcher is not counted):"
-        )
+        left_out = "(weights are random; its patcher is not counted)"
+        print(f"\nWall-clock that follows from these passes for the paper's own NFEs {left_out}:")
         print(table_of(paper, PRICE_COLUMNS))
 
 
@@ -208,6 +244,7 @@ def options_from(argv):
     parsers = [what.add_parser(name, help=work.__doc__) for name, work in WORKS.items()]
     stream, train, passes = (parser.add_argument for parser in parsers)
     stream("--checkpoint", help="whose Stream (default: the newest model there is)")
+    stream("--official", action="store_true", help="small random official weights instead")
     train("--preset", default="tiny", choices=PRESETS, help="size of the model")
     train("--steps", type=number(int, 4), default=20, help="steps of each kind")
     passes("--preset", default="blt-1b", choices=PRESETS, help="whose shapes")

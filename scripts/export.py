@@ -64,13 +64,10 @@ def main(argv=None):
     before = small["patcher_config"]["threshold"]
     measure_again(small, options.target, corpus)
     checkpoint.save(options.target, small)
-    results, size = small["results"], os.path.getsize(options.target)
-    print(
-        f"θ {before:.4f} -> {small['patcher_config']['threshold']:.4f} nats, "
-        f"mean patch {results['mean_patch_held_out']:.2f} bytes, "
-        f"{results['validation_bits_per_byte']:.3f} bits per byte; "
-        f"{size:,} bytes in {options.target}"
-    )
+    after, bits = small["patcher_config"]["threshold"], small["results"]["validation_bits_per_byte"]
+    patch, size = small["results"]["mean_patch_held_out"], os.path.getsize(options.target)
+    print(f"θ {before:.4f} -> {after:.4f} nats, mean patch {patch:.2f} bytes, ", end="")
+    print(f"{bits:.3f} bits per byte; {size:,} bytes in {options.target}")
 
 
 if __name__ == "__main__":

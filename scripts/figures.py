@@ -6,7 +6,6 @@
 What colours, shapes and sizes of the marks tell stands in evaluation/plots.py.
 """
 
-import csv
 import functools
 import os
 
@@ -15,7 +14,7 @@ from evaluation.plots import METHODS, Mark, draw, folder, plot_path
 from generate import Sampling
 from model import load_model
 from support import checkpoint
-from support.paper import FOLDER, read_paper, recompute
+from support.paper import read_paper, recompute
 from support.terminal import Parser, number, run
 
 TASKS = {"humaneval": "HumanEval", "mbpp": "MBPP"}
@@ -67,22 +66,8 @@ def paper_marks(rows):
     return marks
 
 
-def draw_likelihood(path):
-    """Tables 1-2: scores in percent against block size, a panel for each model size."""
-    panels = {}
-    with open(os.path.join(FOLDER, "likelihood.csv"), newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: row["model_size"])
-    for row in rows:
-        label = f"{row['model_size']} parameters: block size K of training, bytes, 1 for plain BLT"
-        for name, K in {"BLT": 1, "BLT-D-4": 4, "BLT-D-8": 8, "BLT-D-16": 16}.items():
-            mark = Mark(K, float(row[name]), row["benchmark"], row["benchmark"])
-            panels.setdefault(label, []).append(mark)
-    title = "Likelihood benchmarks: the paper's tables"
-    draw(path, title, "score with the causal mask, %", panels, ticks=(1, 4, 8, 16))
-
-
 def draw_paper(options):
-    """Draw each task of the paper's Tables 3-10 at each model size, and Tables 1-2."""
+    """Draw each task of the paper's Tables 3-10 at each model size."""
     tables = {}
     for row in recompute(read_paper()):
         tables.setdefault((row["model_size"], row["task"]), []).append(row)
@@ -94,9 +79,6 @@ def draw_paper(options):
         title = f"{TASKS.get(task, task)} at {size}, {length:.0f} bytes a generation"
         draw(path, f"{title}: the paper's tables", ylabel, {GB: paper_marks(rows)})
         print(path)
-    path = os.path.join(options.out_dir, f"paper-likelihood.{options.format}")
-    draw_likelihood(path)
-    print(path)
 
 
 def options_from(argv):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layers import CrossAttention, Layer, rotate
+from layers import Layer, rotate
 
 
 def unit(x, floor):
@@ -40,17 +40,16 @@ def turned(weight, gain=1.0):
 
 
 class LeanNorm(nn.Module):
-    """RMSNorm where no matrix can take its gain alone, or with gain None where one has."""
+    """RMSNorm where no matrix can take its gain alone."""
 
-    def __init__(self, norm, gain):
+    def __init__(self, norm):
         super().__init__()
-        self.register_buffer("gain", gain, persistent=False)
+        self.register_buffer("gain", gain_of(norm), persistent=False)
         self.register_buffer("floor", floor_of(norm), persistent=False)
 
     def forward(self, x):
         """x (..., D) -> (..., D)."""
-        x = unit(x, self.floor)
-        return x if self.gain is None else x * self.gain
+        return unit(x, self.floor) * self.gain
 
 
 class LeanLayer(nn.Module):
@@ -90,14 +89,14 @@ class LeanDecoder(nn.Module):
         super().__init__()
         self.config, crosses = decoder.config, decoder.crosses
         self.embed, self.split = decoder.embed, decoder.split
-        self.head, self.chain = decoder.head, decoder.chain
-        self.norm = LeanNorm(decoder.norm, gain_of(decoder.norm))
+        self.head, self.chain, self.residual = decoder.head, decoder.chain, crosses[0].residual
+        self.norm = LeanNorm(decoder.norm)
         self.layers = nn.ModuleList(map(LeanLayer, decoder.layers))
         self.register_buffer("floor", floor_of(decoder.norm), persistent=False)
         # (D, L 2 D): keys and values of all layers in one product
         kv = [turned(cross.kv.weight, gain_of(cross.source_norm)) for cross in crosses]
         self.kv = nn.Parameter(torch.cat(kv, 1))
-        H, D = crosses[0].heads, decoder.embed.embedding_dim
+        H, D = self.config.heads, self.config.width
         fold = []
         for cross in crosses:
             # (H, C, D) each, the scale of attention with the keys
@@ -119,10 +118,10 @@ class LeanDecoder(nn.Module):
         folded = torch.bmm(kv, self.fold).view(-1, 2, H, len(vectors), D).transpose(2, 3)
         return folded.reshape(-1, 2, 1, 1, H * len(vectors), D)
 
-    def forward(self, ids, latent_keys, reads, view):
-        """As model.LocalDecoder: ids (B, R) -> last rows (B, R, D)."""
+    def forward(self, ids, latent_keys, reads, view, states=None):
+        """As model.LocalDecoder: ids (B, R), or states -> last rows (B, R, D)."""
         D, H, S = self.config.width, self.config.heads, latent_keys[0].shape[-2]
-        x, hidden = self.embed(ids), None
+        x, hidden = self.embed(ids) if self.embed else states, None
         if reads is not None:
             # (B R, S): who reads which latent; a row reads all vectors and heads of one
             latent = torch.arange(S, device=ids.device) // self.latent_shape[1]
@@ -136,7 +135,8 @@ class LeanDecoder(nn.Module):
                 scores.masked_fill_(hidden, -torch.inf)
             # (B R, S): over all rows of one head
             shares = scores.view(-1, S // H, H).softmax(1).view(-1, S)
-            x = layer(torch.addmm(x, shares, values).view(*ids.shape, D), view, depth)
+            x = torch.addmm(x, shares, values, beta=self.residual).view(*ids.shape, D)
+            x = layer(x, view, depth)
         return self.norm(x)
 
 
@@ -149,13 +149,8 @@ def make_lean(module):
                 setattr(part, name, LeanLayer(child))
             elif name == "decoder":
                 setattr(part, name, LeanDecoder(child))
-            elif isinstance(child, CrossAttention):  # the encoder's, of patches and their bytes
-                child.q.weight *= gain_of(child.query_norm)
-                child.kv.weight *= gain_of(child.source_norm)
-                child.query_norm = LeanNorm(child.query_norm, None)
-                child.source_norm = LeanNorm(child.source_norm, None)
             elif isinstance(child, nn.RMSNorm):
-                setattr(part, name, LeanNorm(child, gain_of(child)))
+                setattr(part, name, LeanNorm(child))
     for linear in module.modules():
         if isinstance(linear, nn.Linear):
             linear.weight.data = linear.weight.data.t().contiguous().t()

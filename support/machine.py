@@ -25,9 +25,8 @@ def median_seconds_in_turn(works, repeats):
             if i >= 3:
                 times[name].append(time.perf_counter() - began)
     quartiles = {name: statistics.quantiles(t, n=4) for name, t in times.items()}
-    return {name: q[1] for name, q in quartiles.items()}, max(
-        (q[2] - q[0]) / q[1] for q in quartiles.values()
-    )
+    spread = max((q[2] - q[0]) / q[1] for q in quartiles.values())
+    return {name: q[1] for name, q in quartiles.items()}, spread
 
 
 def median_seconds(work, repeats=30):
@@ -95,16 +94,6 @@ def memory_bandwidth(device, size=1 << 28):
     """Bytes a second that a sum over float32 numbers reads, measured."""
     x = torch.zeros(size // 4, device=device)
     return size / median_seconds(lambda: x.sum().item(), 5)
-
-
-def free_memory():
-    """Bytes of memory that can be had, or None where the system does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            line = next(line for line in file if line.startswith("MemAvailable"))
-        return 1024 * int(line.split()[1])
-    except (OSError, StopIteration):
-        return None
 
 
 def keep_memory():

@@ -54,7 +54,7 @@ def pass_seconds(model, patcher, rows, patches=(1, 2, 4, 8), context=512, repeat
     stream.prefill([BOS, *encode(text[:context])])
 
     def decoder_pass(n):
-        stream.provisional = 0
+        stream.provisional = []
         stream.decode([100] * n)
 
     def patcher_pass(n):
@@ -77,7 +77,7 @@ def pass_seconds(model, patcher, rows, patches=(1, 2, 4, 8), context=512, repeat
         for n in {1, K}:
             passes["chain", n] = functools.partial(draw_cells, cells[:n], 100, Sampling())
     times, spread = median_seconds_in_turn(passes, repeats)
-    parts = {part: {} for part, _ in times}
+    parts = {}
     for (part, n), seconds in times.items():
-        parts[part][n] = seconds
+        parts.setdefault(part, {})[n] = seconds
     return PassSeconds(**parts, spread=spread)

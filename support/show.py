@@ -37,7 +37,7 @@ def show_patching(data, closes, entropies, longest, what):
     """Print a text in its patches, the entropy before each byte, and the lengths of patches.
 
     closes, entropies: of BOS and every byte; entropies None if there are none; what: the patcher
-    in words.
+    in words; longest: bytes of a patch, 0 for any number.
     """
     patches, rows = patches_of(data, closes), []
     for i, number in zip(range(len(data)), accumulate(map(int, closes))):
@@ -49,7 +49,7 @@ def show_patching(data, closes, entropies, longest, what):
     size, count = len(data), len(patches)
     print(f"{what}: {size} bytes in {count} patches, mean {size / count:.2f}")
     lengths = Counter(map(len, patches))
-    for length in range(1, longest + 1):
+    for length in range(1, (longest or max(lengths)) + 1):
         bar = "█" * round(40 * lengths[length] / max(lengths.values()))
         print(f"{length:3} bytes  {lengths[length]:6}  {bar}".rstrip())
 
@@ -113,9 +113,6 @@ class Trace:
         print(line, flush=True)
 
 
-# ---- what generations cost
-
-
 def summary(mode, made, paper_calls):
     """The lines under a text: speed and cost, and how many bytes rounds accepted."""
     c = made.counters
@@ -154,9 +151,8 @@ def print_measured(rows, times):
     """The rows of `compare` as a table, and a bandwidth.PassSeconds in a line below."""
     named = [{**row, "name": f"{row['mode']} {row['setting']}".strip()} for row in rows]
     print(table_of(named, COLUMNS))
-    passes = []
-    for part, seconds in (("decoder", times.decoder), ("patcher", times.patcher)):
-        passes += [f"{part} of {n} {1000 * seconds[n]:.2f}" for n in sorted(seconds)]
+    passes = [f"decoder of {n} {1000 * s:.2f}" for n, s in sorted(times.decoder.items())]
+    passes.append(f"patcher of 1 {1000 * times.patcher[1]:.2f}")
     passes.append(f"encoder and global for 1 patch {1000 * times.encoder_global[1]:.2f}")
     threads = f"{torch.get_num_threads()} threads, spread at most {times.spread:.0%}"
     print(f"\nmean patch on plain BLT's text: {rows[0]['mean_patch']:.2f} bytes.", end=" ")

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import os
 import signal
 import sys
@@ -104,6 +105,12 @@ def table_of(rows, columns):
         for row in rows
     ]
     return table([" ".join(title) for _, _, *title in columns], cells)
+
+
+def print_rows(rows):
+    """One JSON object a line."""
+    for row in rows:
+        print(json.dumps(row), flush=True)
 
 
 def read_file(path, what):

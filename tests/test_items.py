@@ -13,7 +13,7 @@ from data import Corpus, corpus_of
 from evaluation import miniature
 from evaluation.benchmarks import PROGRAMS, READERS, read_items
 from evaluation.execute import run_program
-from evaluation.items import Choice, as_example, translation
+from evaluation.tasks import Choice, as_example, translation
 from support.terminal import BadInput
 
 HUMANEVAL = {

@@ -7,15 +7,14 @@ import layers
 from layers import (
     Cache,
     CrossAttention,
-    Layer,
     PackedView,
+    Stack,
     WholeView,
     attend,
     attend_window,
     causal,
     rotary,
     rotate,
-    run_layers,
     sees,
 )
 
@@ -120,7 +119,7 @@ WINDOW, BASE, WIDTH, HEADS = 9, 10000.0, 16, 2
 def stack():
     """Two layers in float64, whose norms are not one."""
     torch.manual_seed(0)
-    modules = torch.nn.ModuleList(Layer(WIDTH, HEADS, 24, WINDOW) for _ in range(2)).double()
+    modules = Stack(2, WIDTH, HEADS, 24, WINDOW).double()
     for p in modules.parameters():
         torch.nn.init.normal_(p, mean=float(p.ndim == 1), std=0.3)
     return modules
@@ -135,19 +134,19 @@ def new_cache(max_rollback, max_rows):
 def test_rows_in_pieces_through_a_cache_equal_the_whole(stack):
     """Pieces of any sizes, some taken twice after a step back, past several turns of the buffer."""
     x, cache = normal(1, 200, WIDTH, seed=1), new_cache(max_rollback=5, max_rows=16)
-    whole = run_layers(stack, x, WholeView.causal(200, WIDTH // HEADS, BASE, x))
+    whole = stack(x, WholeView.causal(200, WIDTH // HEADS, BASE, x))
     first, sizes = 0, [1, 1, 16, 3, 1, 8]
     for turn in range(100):
         n = min(sizes[turn % len(sizes)], 200 - first)
         if not n:
             break
-        got = run_layers(stack, x[:, first : first + n], cache.view(first, n))
+        got = stack(x[:, first : first + n], cache.view(first, n))
         assert torch.allclose(got, whole[:, first : first + n], atol=1e-12), (first, n)
         first += n
         if turn % 3 == 2 and first < 200:
             first -= 5
             # What is overwritten later must not matter.
-            run_layers(stack, normal(1, 2, WIDTH, seed=turn), cache.view(first, 2))
+            stack(normal(1, 2, WIDTH, seed=turn), cache.view(first, 2))
     assert first == 200 and cache.base > 0 and cache.capacity < 60
 
 
@@ -159,8 +158,8 @@ def test_a_block_behind_clean_rows_equals_the_whole(stack):
         start = 20 + n
         cache = new_cache(max_rollback=5, max_rows=20)
         for first, many in ((0, 16), (16, 4)):
-            run_layers(stack, x[:, first : first + many], cache.view(first, many))
-        got = run_layers(stack, x[:, 20 : start + K], cache.view(20, n + K, K))
+            stack(x[:, first : first + many], cache.view(first, many))
+        got = stack(x[:, 20 : start + K], cache.view(20, n + K, K))
 
         position = torch.arange(start + K)
         of_block = torch.where(position >= start, start, -1)
@@ -168,7 +167,7 @@ def test_a_block_behind_clean_rows_equals_the_whole(stack):
             position[start:, None], of_block[start:, None], position[None], of_block[None], WINDOW
         )
         rope = rotary(position, WIDTH // HEADS, BASE, torch.float64)
-        whole = run_layers(stack, x[:, : start + K], WholeView(rope, mask[None, None]))
+        whole = stack(x[:, : start + K], WholeView(rope, mask[None, None]))
         assert torch.allclose(got, whole[:, 20:], atol=1e-12), (n, K)
 
 
@@ -178,9 +177,7 @@ def test_a_mask_over_all_rows_is_as_good_as_none(stack):
     x, row = normal(1, 30, WIDTH, seed=3), torch.arange(30)
     rope = rotary(row, WIDTH // HEADS, BASE, torch.float64)
     mask = causal(row[:, None], row[None], WINDOW)
-    none, every, last = (
-        run_layers(stack, x, WholeView(rope, given)) for given in (None, mask, mask[20:])
-    )
+    none, every, last = (stack(x, WholeView(rope, given)) for given in (None, mask, mask[20:]))
     assert torch.allclose(none, every, atol=1e-12) and torch.allclose(none, last, atol=1e-12)
 
 

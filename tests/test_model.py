@@ -156,6 +156,17 @@ def test_ngram_entries_against_a_loop():
             assert entries[i, table].item() == wrapped % 97 + table * 97
 
 
+def test_long_patches_are_gathered_few_at_a_time(monkeypatch):
+    """Padded to the longest of them all at once they would take any amount of memory."""
+    model, patcher = make_models(2, max_patch=0, mean=6, byte_states=True)
+    ids = random_ids(200, 5)
+    closes = patcher.closes(ids)[None]
+    assert bytes_of_patches(closes, 0).shape[1] > 12
+    expected = model(ids[None], closes)
+    monkeypatch.setattr(modelling, "GATHERED", 30)
+    assert torch.allclose(model(ids[None], closes), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["entropy", "stride"])
 def test_a_lean_model_is_the_same_function(kind):
     """Folded for generation: the same logits, whole and from caches, and the same entropies."""

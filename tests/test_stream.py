@@ -83,6 +83,8 @@ class Walk:
         for _ in range(rng.randrange(4)):
             more = [OFFSET + rng.randrange(256) for _ in range(rng.randrange(4))]
             cells = [rng.choice([MASK, 104, 107]) for _ in range(rng.randrange(5))]
+            if self.model.config.byte_states:
+                cells = []  # no block: a hidden cell has no state
             owed, open_patch = s.length - s.decoded, s.open_latent
             if not owed + len(more) + len(cells):
                 continue
@@ -113,6 +115,22 @@ def test_any_split_with_rollbacks_equals_the_full_forward(max_patch, mean, windo
         assert [stream.closes(i) for i in held] == closes[stream.forgotten :].tolist()
         known = counters.bytes_advanced, counters.patches_closed
         assert known == (len(ids), int(closes.sum()))
+
+
+@pytest.mark.parametrize("max_patch, mean", [(0, 1.1), (0, 4), (0, 40), (0, 1000), (5, 4)])
+@pytest.mark.parametrize("window", [9, 24])
+def test_a_decoder_that_starts_from_byte_states_streams_too(max_patch, mean, window):
+    """As the original BLT, with patches of any length, far longer than what layers see."""
+    original = dict(byte_states=True, double_residual=True, global_norm=False, encoder_layers=2)
+    shape = dict(window=window, global_window=7, max_patch=max_patch, patcher_window=window // 2)
+    for seed in range(2):
+        model, patcher = make_models(seed, mean=mean, **shape, **original)
+        ids = random_ids(160, seed)
+        walk, closes = Walk(model, patcher, ids, seed), patcher.closes(ids)
+        logits, full = walk.run(), in_full(model, patcher, ids)
+        assert torch.allclose(logits, full, atol=1e-9), (logits - full).abs().max()
+        held = range(walk.stream.forgotten, len(ids))
+        assert [walk.stream.closes(i) for i in held] == closes[walk.stream.forgotten :].tolist()
 
 
 @pytest.mark.parametrize("kind", ["monotonic", "stride", "space"])

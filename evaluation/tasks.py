@@ -1,14 +1,21 @@
-"""What the tasks have in common: taking items, standard errors, and the line they end with."""
+"""What the tasks have in common: questions and choices, standard errors, and the line at the end.
+
+Whatever items were read from or made by, they are Choices or Questions.
+"""
 
 import importlib
-import json
 import math
 import statistics
+from dataclasses import dataclass, replace
 from itertools import islice
 
-from generate import Generation
-from support.terminal import BadInput
+import torch
 
+from data import name_bytes
+from generate import Generation
+from support.terminal import BadInput, print_rows
+
+as_bytes = name_bytes  # text is made of bytes as file names are: those that are no UTF-8 too
 PRICE = "{seconds:.1f} s, NFEs: decoder {decoder_nfes:,}, encoder/global {encoder_global_nfes:,}, "
 PRICE += "patcher {entropy_nfes:,}; {bandwidth_gb:.3g} GB by Eq. 8"
 
@@ -21,12 +28,60 @@ def package(name, what):
         raise BadInput(f"{what} needs {name}: pip install -r requirements-dev.txt") from None
 
 
+# ---- what is asked
+
+
+@dataclass
+class Choice:
+    """Which of `choices` goes on after `query`? Each begins with what separates it from that."""
+
+    query: str
+    choices: list
+    gold: int  # the place of the right one
+
+
+@dataclass
+class Question:
+    """What the model goes on from, and what it should write."""
+
+    prompt: str
+    solution: str
+    stops: tuple  # an answer ends before the first of these
+    tests: str = ""  # code is right if prompt + answer + tests runs to its end
+    context: str = ""  # worked examples that only stand in front
+
+
+def translation(language, source, target):
+    """A sentence to translate from a language into English, on one line, as a Question."""
+    return Question(f"{language}: {source}\nEnglish:", f" {target}\n", ("\n",))
+
+
+def as_example(question):
+    """A Question with its solution, as text of a prompt or of training."""
+    return question.prompt + question.solution + "\n"
+
+
+def behind(examples, questions):
+    """The same Questions, one by one, with worked examples in front of each."""
+    context = "".join(map(as_example, examples))
+    return (replace(question, context=context) for question in questions)
+
+
+def picker(seed):
+    """-> a function pick(n) that draws a number from 0..n-1, the same ones for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda n: int(torch.randint(n, (), generator=generator))
+
+
 def taken(items, limit):
     """The first `limit` items, as a list; at least one."""
     items = list(islice(items, limit))
     if not items:
         raise BadInput("there are no items to evaluate on")
     return items
+
+
+# ---- what is reported
 
 
 def mean(name, values):
@@ -44,12 +99,6 @@ def with_errors(row, form=".4g", error_form=".2g"):
             shown[known] = f"{row[known]:{form}}"
             shown[known] += "" if error is None else f" ± {error:{error_form}}"
     return shown
-
-
-def print_rows(rows):
-    """One JSON object a line."""
-    for row in rows:
-        print(json.dumps(row), flush=True)
 
 
 def report(score, made, options, **known):
