@@ -81,9 +81,6 @@ def taken(items, limit):
     return items
 
 
-# ---- what is reported
-
-
 def mean(name, values):
     """-> {NAME: mean of independent values, NAME_se: its standard error, None for a single one}."""
     n = len(values)

@@ -26,6 +26,8 @@ def save(path, contents, fill=None):
     A crash at any moment leaves the old file or the new one, never half of one. fill: a function
     that is given the contents as they lie in the file, to write tensors that have no memory yet.
     """
+    if os.path.exists(path):
+        load(path)  # nothing but a checkpoint is ever written over
     part = f"{path}.part"
     leave_out = skip_data(materialize_fake_tensors=True) if fill else contextlib.nullcontext()
     try:

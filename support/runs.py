@@ -179,6 +179,8 @@ def begin(options):
     folder = os.path.dirname(out)
     if folder and not os.path.isdir(folder):
         raise BadInput(f"there is no folder {folder} to write {out} in")
+    if os.path.exists(out):
+        checkpoint.load(out)  # refused now rather than after minutes, if it is another file
     kept_apart = ("out", "device", "resume", "init_from")
     given = {k: v for k, v in vars(options).items() if v is not None and k not in kept_apart}
     if options.resume:

@@ -178,6 +178,9 @@ def test_what_is_bad_is_said(trained_file, tmp_path, monkeypatch):
         (["train.py", "--patch-size", "0"], "0"),
         (["train.py", "--patch-size", "9"], "can't be the mean"),
         (["train.py", "--out", "no/such/folder.pt"], "no folder"),
+        ([*train_on, "short", "--out", "short"], "short is not a checkpoint"),
+        ([*train_on, "short", "--out", "foreign.pt"], "another program"),
+        (["scripts.export", trained_file, "short"], "short is not a checkpoint"),
         ([*train_on, "short", "--cells-per-byte", "0"], "--cells-per-byte 0"),
         (["sample.py", "--mode", "telepathy"], "telepathy"),
         (["sample.py", "--rounds", "theirs"], "theirs"),
@@ -208,6 +211,7 @@ def test_what_is_bad_is_said(trained_file, tmp_path, monkeypatch):
     ]
     for arguments, words in expected:
         assert words in complaint(*arguments), arguments
+    assert (tmp_path / "short").read_bytes() == b"short text", "the training text is kept"
 
 
 def test_exit_codes_and_the_line_of_a_program(monkeypatch, capsys):
