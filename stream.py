@@ -40,9 +40,8 @@ class Counters:
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
-    lengths: Counter = field(
-        default_factory=Counter
-    )  # accepted bytes -> rounds that accepted so many
+    # accepted bytes -> rounds that accepted so many
+    lengths: Counter = field(default_factory=Counter)
 
 
 class Known(NamedTuple):
