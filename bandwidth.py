@@ -8,7 +8,6 @@ comments: K block size, k draft size, M patches.
 """
 
 import functools
-import json
 from collections import Counter
 
 from tqdm import tqdm
@@ -25,7 +24,7 @@ from support.paper import print_paper, read_paper, recompute
 from support.passes import pass_seconds, settle_threads
 from support.quality import distinct_4grams, output_bits
 from support.show import print_measured
-from support.terminal import BadInput, Parser, read_file, run
+from support.terminal import BadInput, Parser, print_json, read_file, run
 
 # ---- the passes of a generation
 
@@ -200,7 +199,7 @@ def main(argv=None):
         rows, times = compare(model, patcher, prompts, settings, made)
     if options.json:
         for row in rows:
-            print(json.dumps(row))
+            print_json(row)
     elif options.paper:
         print_paper(rows, options.bytes_per_token)
     else:

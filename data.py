@@ -139,8 +139,9 @@ def documents_below(path, leave_out=(), ending=""):
         subfolders[:] = kept(subfolders)
         found += [os.path.join(folder, name) for name in kept(names) if name.endswith(ending)]
     top = path if os.path.isdir(path) else os.path.dirname(path)
-    for whole in filter(os.path.isfile, found):
-        if data := read_file(whole, "the text"):
+    # What is given must be a file; what is found may be anything, and is left out if it is none.
+    for whole in filter(os.path.isfile, found) if os.path.isdir(path) else found:
+        if data := read_file(whole, "the text", 1 << 34):
             documents.append((os.path.relpath(whole, top).replace(os.sep, "/"), data))
     return documents
 

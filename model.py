@@ -13,7 +13,7 @@ heads, C head width.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -347,12 +347,11 @@ def model_from(saved, **changes):
 
     A chained head that it has not yet is new.
     """
-    config = BLTConfig(**{**saved["config"], **changes})
-    model, known = BLT(config), {name: x.float() for name, x in saved["model"].items()}
-    if config.chain_width and not saved["config"].get("chain_width"):
-        known = {**model.init_weights().state_dict(), **known}
-    model.load_state_dict(known)
-    return model.eval()
+    known = checkpoint.config_from(BLTConfig, saved, "config")
+    config = replace(known, **changes)
+    if config.chain_width and not known.chain_width:
+        saved = {**saved, "model": {**BLT(config).init_weights().state_dict(), **saved["model"]}}
+    return checkpoint.module_from(saved, "model", lambda: BLT(config))
 
 
 def load_model(path):
@@ -363,6 +362,8 @@ def load_model(path):
             f"{path} holds a patcher but no model yet: go on with `python train.py --resume {path}`"
         )
     model, patcher = model_from(saved), patcher_from(saved)
+    if patcher.config.max_patch > model.config.max_patch:
+        raise checkpoint.damaged(saved, "its patches are longer than its model takes")
     for part in (model, patcher):
         make_lean(part)
     return model, patcher

@@ -15,7 +15,6 @@ decides (the best two logits, or what the patcher compares with its threshold, l
 """
 
 import functools
-import json
 import os
 from collections import Counter
 
@@ -31,7 +30,7 @@ from support.machine import choose_device
 from support.passes import settle_threads
 from support.quality import identical
 from support.show import Trace, print_measured, printer, summary
-from support.terminal import Parser, paint, read_file, run
+from support.terminal import Parser, paint, print_json, read_file, run
 
 
 def sampling_of(options, stop=()):
@@ -99,7 +98,7 @@ def sample(model, patcher, prompt, options):
         how |= {"trace": Trace()} if options.trace else {"emit": printer()}
     made = run_mode(mode, model, patcher, encode(prompt), options.bytes, options, **how)
     if options.json:
-        return print(json.dumps(as_json(mode, prompt, made)), flush=True)
+        return print_json(as_json(mode, prompt, made))
     if "emit" in how:
         how["emit"]([], final=True)
     return print(paint("\n\n" + summary(mode, made, paper_calls(mode, made)), 2))
@@ -123,8 +122,7 @@ def compare_modes(model, patcher, prompts, options):
             same = identical(mode, model, patcher, ids[i], made[0][i], outputs[i], options)
             verdicts[mode].append(same)
             if options.json:
-                row = as_json(mode, prompt, outputs[i])
-                print(json.dumps(row | {"identical_to_blt": same}), flush=True)
+                print_json(as_json(mode, prompt, outputs[i]) | {"identical_to_blt": same})
     if options.json:
         return
     rows, times = compare(model, patcher, ids, settings, made)

@@ -12,31 +12,28 @@ model, the patches, the model, what it can do.
 
 import copy
 import math
-import sys
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
 
 from data import Crops, decode, document_ids, encode
 from diffusion import chain_loss, diffusion_loss, make_blocks
 from generate import Sampling, bits_per_byte, generate, next_byte_loss
-from model import PRESETS
 from patcher import calibrate, find_patches, mean_patch
 from support.machine import arithmetic, flops_per_byte, keep_memory
 from support.optim import learning_rate, make_optimizer
 from support.presets import TrainingSettings
 from support.quality import masked_accuracy
-from support.runs import PARSER, begin, save
+from support.runs import PARSER, begin, say, try_to_save
 from support.terminal import BadInput, Interrupt, progress, visible
 from support.terminal import run as run_script
 
 PATCHER_SHARE = 0.07  # of the minutes, for the entropy model; finding patches takes as long again
 RESERVE = 0.10  # of the minutes, for the final validation and a sample
 TIMED_SHARE = 0.02  # of a stage's seconds, to find out how many steps fit into the rest
-SAVE_SECONDS = 120  # a crash loses at most so much
 
 # ---- one step
 
@@ -177,21 +174,20 @@ def train_stage(run, task, steps, share=1.0, after=1.0, validate=None):
         optimizer.load_state_dict(run.optimizer)
 
     def after_step():
-        if run.step == run.steps:
+        due = time.perf_counter() - run.saved >= run.save_every
+        if run.step == run.steps or not (due or interrupt.asked):
             return  # what follows the last step saves anyway
+        saved = try_to_save(run, optimizer, wait=interrupt.asked)
         if interrupt.asked:
-            save(run, optimizer)
-            go_on = f"go on with: python train.py --resume {run.out}"
-            tqdm.write(f"saved {run.out} at step {run.step}; {go_on}", file=sys.stderr)
-            raise KeyboardInterrupt
-        if time.perf_counter() - run.saved > SAVE_SECONDS:
-            save(run, optimizer)
-            if validate:
-                validate()
+            go_on = f"go on with: python train.py --resume {shlex.quote(run.out)}"
+            say(f"saved {run.out} at step {run.step}; {go_on}")
+            raise KeyboardInterrupt(interrupt.asked)
+        if saved and validate:
+            validate()
 
     with Interrupt() as interrupt:
         speed = fit(task, optimizer, run, after_step)
-    save(run, optimizer)
+        try_to_save(run, optimizer, wait=True)
     return speed
 
 
@@ -201,9 +197,7 @@ def train_patcher(run, train, held_out):
     Its arithmetic stays float32: rounded entropies would move boundaries.
     """
     if run.patcher.needs_entropy:
-        settings = PRESETS[run.asked["preset"]].patcher_training
-        settings = settings.trained_by(run.asked["optimizer"])
-        ids = torch.cat(train)
+        settings, ids = run.settings, torch.cat(train)
         nowhere = torch.zeros(len(ids), dtype=torch.bool)  # there are no patches yet
         crops = Crops(ids, nowhere, settings.length, run.asked["seed"])
         entropy_model = run.patcher.model
@@ -214,7 +208,7 @@ def train_patcher(run, train, held_out):
     unseen, size = [ids.to(run.device) for ids in held_out], run.asked["patch_size"]
     run.results["mean_patch_held_out"] = calibrate(run.patcher, unseen, size)
     run.stage, run.step, run.steps, run.optimizer = "model", 0, None, None
-    save(run)
+    try_to_save(run)
 
 
 def train_model(run, ids, closes, held_out):
@@ -236,7 +230,7 @@ def train_model(run, ids, closes, held_out):
         bits = bits_per_byte(run.model, run.patcher, peek)
         on = f"on {sum(map(len, peek)):,} held-out bytes"
         said = visible(written(run, 60))
-        tqdm.write(f"step {run.step}: {bits:.3f} bits/byte {on}, sample: {said}", file=sys.stderr)
+        say(f"step {run.step}: {bits:.3f} bits/byte {on}, sample: {said}")
 
     after = recipe.after if recipe.block_size else 1.0
     speed = train_stage(run, task, run.asked["steps"], after=after, validate=validate)
@@ -271,7 +265,7 @@ def finish(run, held_out):
         run.results |= {"masked_accuracy": accuracy, "masked_bits_per_byte": masked_bits}
         right = "right by position in the block: " + " ".join(f"{x:.0%}" for x in accuracy)
         print(f"wholly masked blocks of {K}: {masked_bits:.3f} bits per byte, {right}")
-    save(run)
+    try_to_save(run, wait=True)
     print(f"\n{written(run, 200).decode('utf-8', 'replace')}\n")
     print(f"{run.seconds / 60:.1f} minutes; wrote {run.out}")
 
@@ -283,12 +277,15 @@ def options_from(argv):
 def main(argv=None):
     """All of a training, in the order in which it happens."""
     keep_memory()
-    run = begin(options_from(argv))
+    options = options_from(argv)
+    run = begin(options)
+    run.save_every = options.save_every  # of this process, and no part of the run
     print(run.corpus.describe())
     train, held_out = ([document_ids(d) for d in part] for part in run.corpus.split())
     if not train or not held_out:
         size = run.corpus.size
         raise BadInput(f"the corpus is too small to train on and to validate with: {size} bytes")
+    Crops(torch.cat(train), None, run.asked["length"], 0)  # too little text is refused now
     if run.stage == "patcher":
         train_patcher(run, train, held_out)
     closes = find_patches(run.patcher, train, run.device)

@@ -88,7 +88,7 @@ def add_task(tasks, name, task):
     text = inspect.getdoc(task.run)
     parser = tasks.add_parser(name, help=text, description=text)
     help_ = f"evaluate on the first so many {task.unit}"
-    parser.add_argument("--limit", type=number(int, 1), default=task.limit, help=help_)
+    parser.add_argument("--limit", type=number(int, 1, 1 << 31), default=task.limit, help=help_)
     if name == "miniature":
         one_of = parser.add_mutually_exclusive_group(required=True)
         one_of.add_argument("--write", metavar="DIR", help="write text to train on, nothing else")

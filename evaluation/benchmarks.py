@@ -14,8 +14,9 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 from evaluation.items import Choice, Question, as_bytes, as_example, behind, translation
-from support.terminal import BadInput
+from support.terminal import BadInput, refuse_special
 
+LONGEST = 1 << 24  # characters of a line, which may have no end
 # What ends the body of a function: the next line that is not indented.
 STATEMENTS = ("def ", "class ", "if ", "for ", "print", "assert ", "import ", "from ")
 TOP_LEVEL = tuple("\n" + start for start in (*STATEMENTS, "#", "@", '"""'))
@@ -27,10 +28,13 @@ TOP_LEVEL = tuple("\n" + start for start in (*STATEMENTS, "#", "@", '"""'))
 def lines_of(path, opener=open):
     """Lines of a text file. Only \\n ends one: others that Unicode knows occur inside of items."""
     try:
+        refuse_special(path, f"can't read the items in {path}")
         with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            for line in file:
+            while line := file.readline(LONGEST):
+                if len(line) == LONGEST:
+                    raise ValueError("a line of it is too long")
                 yield line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as problem:
+    except (OSError, ValueError, EOFError, zlib.error) as problem:
         advice = "--items names the folder that holds them"
         raise BadInput(f"can't read the items in {path}: {problem}; {advice}") from None
 
@@ -40,7 +44,7 @@ def objects_of(path, opener=open):
     for number, line in enumerate(lines_of(path, opener), 1):
         try:
             yield json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadInput(f"line {number} of {path} is no JSON object") from None
 
 

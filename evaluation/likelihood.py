@@ -28,8 +28,7 @@ def held_out_texts(options):
         corpus = corpus_of(options.data)
         return [data for _, data in corpus.documents], corpus.origin
     saved = checkpoint.load(checkpoint.find(options.checkpoint))
-    # An exported checkpoint keeps only where its text came from, one of training all it was asked.
-    corpus = corpus_of(saved["data"] if "data" in saved else saved["asked"]["data"])
+    corpus = corpus_of(saved["data"])
     if corpus.sha256 != saved["corpus"]["sha256"]:
         differs = f"{corpus.origin} differs from what this checkpoint was trained on"
         print(f"note: {differs}; some of it may not be held out", file=sys.stderr)

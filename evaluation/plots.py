@@ -10,6 +10,7 @@ import os
 from typing import NamedTuple
 
 from evaluation.report import package
+from support.terminal import check_target
 
 # Okabe and Ito's colours, which colour-blind people tell apart, of methods and of benchmarks
 COLOURS = {"BLT": "#000000", "BLT-S": "#0072B2", "BLT-D": "#D55E00", "BLT-DV": "#009E73"}
@@ -49,7 +50,14 @@ def plot_path(path):
     if not path.endswith((".png", ".svg")):
         raise argparse.ArgumentTypeError(f"plots are written as .png or .svg, not {path}")
     folder(os.path.dirname(path) or ".")
+    check_target(path, "picture", is_picture)
     return path
+
+
+def is_picture(path):
+    """Does a file begin as those do that are drawn here?"""
+    with open(path, "rb") as file:
+        return file.read(400).startswith((b"\x89PNG", b"<?xml"))
 
 
 def pyplot():

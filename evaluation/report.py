@@ -1,13 +1,12 @@
 """What the tasks have in common: taking items, standard errors, and the line they end with."""
 
 import importlib
-import json
 import math
 import statistics
 from itertools import islice
 
 from generate import Generation
-from support.terminal import BadInput
+from support.terminal import BadInput, print_json
 
 PRICE = "{seconds:.1f} s, NFEs: decoder {decoder_nfes:,}, encoder/global {encoder_global_nfes:,}, "
 PRICE += "patcher {entropy_nfes:,}; {bandwidth_gb:.3g} GB by Eq. 8"
@@ -49,7 +48,7 @@ def with_errors(row, form=".4g", error_form=".2g"):
 def print_rows(rows):
     """One JSON object a line."""
     for row in rows:
-        print(json.dumps(row), flush=True)
+        print_json(row)
 
 
 def report(score, made, options, **known):

@@ -29,7 +29,7 @@ from support import checkpoint, machine
 from support.optim import make_optimizer
 from support.paper import read_paper, row_name
 from support.passes import pass_seconds
-from support.terminal import BadInput, Parser, number, run, table_of
+from support.terminal import Parser, number, run, table_of
 from train import Task, model_loss, train_step
 
 PAPER_NAMES = {"blt-1b": "1B", "blt-3b": "3B"}  # what the paper's tables call these presets
@@ -137,12 +137,7 @@ def random_model(name, device):
     """A preset's BLT of random weights, its n-gram tables shrunk. Raises BadInput if too large."""
     with torch.device("meta"):
         model = BLT(replace(PRESETS[name].model, ngram_table_size=1000)).to(torch.bfloat16)
-    need = 1.3 * 2 * sum(p.numel() for p in model.parameters())
-    on_gpu = device.startswith("cuda")
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else machine.free_memory()
-    if free is not None and need > free:
-        memory = f"{need / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free"
-        raise BadInput(f"{name} needs {memory}: choose a smaller preset")
+    machine.check_memory(1.3 * 2 * sum(p.numel() for p in model.parameters()), device, name)
     model = model.to_empty(device=device).eval()
     with torch.no_grad():
         for p in tqdm(list(model.parameters()), desc="random weights", leave=False):

@@ -81,7 +81,7 @@ def choose_device(name):
     """A device name, or auto for the best there is. Raises BadInput for one that isn't here."""
     if name != "auto":
         try:
-            torch.zeros(1, device=name)
+            torch.zeros(1, device=name).item()  # meta has no numbers
         except (RuntimeError, AssertionError, NotImplementedError):
             problem = f"there is no device '{name}' here: give cpu, or leave --device out"
             raise BadInput(problem) from None
@@ -105,6 +105,15 @@ def free_memory():
         return 1024 * int(line.split()[1])
     except (OSError, StopIteration):
         return None
+
+
+def check_memory(need, device, what):
+    """Raises BadInput where so many bytes are more than are free."""
+    on_gpu = device.startswith("cuda")
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory()
+    if free is not None and need > free:
+        memory = f"{need / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free"
+        raise BadInput(f"{what} needs {memory}: choose a smaller preset, or less at once")
 
 
 def keep_memory():

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from support.checkpoint import check_form, damaged
+
 OPTIMIZERS = ("muon", "adamw")
 # Maps that hold several matrices below each other, by their names: Muon takes each alone.
 FUSED = {"qkv": 3, "kv": 2, "gate_up": 2}
@@ -83,6 +85,33 @@ def make_optimizer(model, settings):
         {"params": others, "weight_decay": 0.0},
     ]
     return adamw(groups, settings.lr)
+
+
+# What each keeps of a weight, by an example of a weight
+KEPT = {
+    "Muon": lambda p: {"momentum_buffer": p},
+    "AdamW": lambda p: {"step": p.new_zeros(()), "exp_avg": p, "exp_avg_sq": p},
+}
+
+
+def restored(optimizer, saved):
+    """An optimiser that goes on from the state of a loaded checkpoint of the same model.
+
+    Raises BadInput where that is none, as torch would notice only later, or never.
+    """
+    parts = getattr(optimizer, "parts", {"": optimizer})
+    form = [{**group, "params": []} for part in parts.values() for group in part.param_groups]
+    try:
+        optimizer.load_state_dict(saved["optimizer"])
+    except Exception as problem:  # torch checks little before it uses it
+        raise damaged(saved, f"optimizer: {type(problem).__name__} {problem}") from None
+    for known, group in zip(form, optimizer.param_groups):
+        check_form(saved, group, known, "optimizer", whole=True)
+    for part in parts.values():
+        for p, state in part.state.items():
+            if state:  # a weight that is not trained has none
+                check_form(saved, state, KEPT[type(part).__name__](p), "optimizer.state", True)
+    return optimizer
 
 
 def learning_rate(step, steps, settings):

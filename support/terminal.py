@@ -1,10 +1,15 @@
-"""What people look at: colours where there are any, one line for bad input, bytes as text."""
+"""What people look at, and what they give: colours, one line for bad input, files, signals."""
 
 import argparse
+import io
 import itertools
+import json
+import math
 import os
 import signal
+import stat
 import sys
+import tempfile
 
 from tqdm import tqdm
 
@@ -13,8 +18,20 @@ BACKGROUNDS = (44, 42, 45, 46, 41, 43)
 SIGNS = {"\n": "⏎", "\t": "⇥"}
 
 
+# What asks a program to end; a terminal that closes sends the last, which Windows has not.
+ENDING = [getattr(signal, name, signal.SIGTERM) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+# How Python and torch say that no memory is left
+NO_MEMORY = ("MemoryError", "can't allocate memory", "out of memory")
+
+
 class BadInput(Exception):
-    """Something the user gave can't be used; the message says what was wrong and what to do."""
+    """Something the user gave can't be used; the message says what was wrong and what to do.
+
+    It is one line, whatever names of files are in it.
+    """
+
+    def __init__(self, message):
+        super().__init__(escaped(message))
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,22 +47,86 @@ class Parser(argparse.ArgumentParser):
 def run(main, name=None):
     """Run a script's `main()`: bad input ends in one line on stderr and exit code 2.
 
-    A closed pipe or Ctrl-C end it quietly. name: of the program, if not that of its file.
+    So does output that can't be written; a closed pipe and signals end it as quietly. name: of the
+    program, if not that of its file.
     """
-    name = name or os.path.basename(sys.argv[0])
-    sys.stdout.reconfigure(errors="replace")  # what an encoding can't show must not end anything
+    name, line, code = name or os.path.basename(sys.argv[0]), None, 0
+    sys.stderr = sys.stderr or io.StringIO()  # `2>&-` leaves none
+    take_signals(interrupt)
     try:
-        sys.exit(main())
+        if sys.stdout is None:
+            raise BadInput("standard output is closed: there is nowhere to print to")
+        sys.stdout.reconfigure(errors="replace")  # what an encoding can't show must not end it
+        main()
+        sys.stdout.flush()
     except BadInput as problem:
-        print(f"{name}: {problem}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\n{name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        line, code = str(problem), 2
+    except KeyboardInterrupt as problem:
+        line, code = "interrupted", 128 + (*problem.args, signal.SIGINT)[0]
     except BrokenPipeError:
-        # Keeps the flush at exit from failing too
+        code = 141
+    except OSError as problem:
+        line, code = f"can't go on: {problem}", 2
+    except (MemoryError, RuntimeError) as problem:
+        if not any(words in repr(problem) for words in NO_MEMORY):
+            raise
+        line, code = "there is not enough memory for this: ask for something smaller", 2
+    take_signals(signal.SIG_IGN)  # it ends anyway
+    if line:
+        print(f"{name}: {escaped(line)}", file=sys.stderr)
+    try:
+        print(end="", flush=True)
+    except OSError:  # Python would try again at its end, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    sys.exit(code)
+
+
+# ---- signals
+
+
+def interrupt(number, _):
+    """A handler that ends the program, wherever it is, as Ctrl-C does."""
+    raise KeyboardInterrupt(number)
+
+
+def take_signals(handler):
+    """Let `handler` take what asks the program to end -> handlers before, by number.
+
+    What is ignored stays so: `nohup` ignores SIGHUP.
+    """
+    before = {number: signal.getsignal(number) for number in ENDING}
+    taken = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    for number in taken:
+        signal.signal(number, handler)
+    return taken
+
+
+class Interrupt:
+    """Ctrl-C and other signals wait until the block is done, or until it looks at `asked`.
+
+    A second one does not wait, unless the block must be whole.
+    """
+
+    def __init__(self, whole=False):
+        self.whole, self.asked = whole, None  # the number of the first signal
+
+    def __enter__(self):
+        self.taken = take_signals(self.ask)
+        return self
+
+    def ask(self, number, frame):
+        if self.asked and not self.whole:
+            interrupt(number, frame)
+        self.asked = self.asked or number
+
+    def __exit__(self, kind, *_):
+        for number, handler in self.taken.items():
+            signal.signal(number, handler)
+        if self.asked and kind is None:
+            signal.raise_signal(self.asked)
+
+
+# ---- words and numbers
 
 
 def number(kind, low, high=float("inf"), above=False):
@@ -54,7 +135,8 @@ def number(kind, low, high=float("inf"), above=False):
 
     def parse(text):
         value = kind(text)
-        if not (low <= value <= high) or (above and value == low):
+        fits = low <= value <= high and math.isfinite(value)
+        if not fits or (above and value == low):
             raise argparse.ArgumentTypeError(f"{text} is outside {interval}")
         return value
 
@@ -74,7 +156,11 @@ def paint(text, *codes):
 
 def visible(data):
     """Bytes as one line of text: control bytes escaped, invalid UTF-8 as replacement characters."""
-    text = bytes(data).decode("utf-8", "replace")
+    return escaped(bytes(data).decode("utf-8", "replace"))
+
+
+def escaped(text):
+    """Text as one line: control characters escaped."""
     return "".join(c if c.isprintable() else SIGNS.get(c, f"\\x{ord(c):02x}") for c in text)
 
 
@@ -106,13 +192,85 @@ def table_of(rows, columns):
     return table([" ".join(title) for _, _, *title in columns], cells)
 
 
-def read_file(path, what):
-    """The bytes of a file. Raises BadInput, which names `what` it should have been."""
+# ---- files that are given
+
+
+def refuse_special(path, said):
+    """Raises BadInput, which begins with `said`, for all but regular files: others may not end."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as problem:
+        raise BadInput(f"{said}: {reason(problem)}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise BadInput(f"{said}: it is {kind}, not a file")
+
+
+def check_name(path, said):
+    """Raises BadInput, which begins with `said`, for no name or one with a line break or the like.
+
+    It is a mistake, and what is printed of it would be no command to type.
+    """
+    if not path or any(ord(c) < 32 or ord(c) == 127 for c in str(path)):
+        raise BadInput(f"{said}: the name is empty or has control characters in it")
+
+
+def read_file(path, what, most=1 << 26, given=True):
+    """The bytes of a file. Raises BadInput, which names `what` it should have been.
+
+    most: of its bytes; a longer one is refused. given: by name, and not found in a folder.
+    """
+    said = f"can't read {what} {path}"
+    if given:
+        check_name(path, said)
+    refuse_special(path, said)
+    try:
+        # Some files of /proc would make a reader wait.
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            size, data = os.fstat(file.fileno()).st_size, b""
+            if size <= most:
+                data = file.read(most + 1) or b""
+    except (OSError, MemoryError) as problem:
+        raise BadInput(f"{said}: {reason(problem)}") from None
+    if max(size, len(data)) > most:
+        raise BadInput(f"{said}: it is longer than {most:,} bytes")
+    return data
+
+
+def reason(problem):
+    """Why something failed, in the system's words."""
+    return getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
+
+
+def check_target(path, what, is_ours, inputs=()):
+    """Raises BadInput where a file may not or can't be written, before there is anything to write.
+
+    is_ours(path): may an existing one be replaced? inputs: files, and folders, that are read.
+    """
+    said, real = f"can't write {path}", os.path.realpath(path)
+    check_name(path, said)
+    for given in inputs:
+        if os.path.commonpath([os.path.realpath(given), real]) == os.path.realpath(given):
+            raise BadInput(
+                f"{said}: it is among what is read ({given}); give the {what} another name"
+            )
+    if os.path.exists(real):
+        refuse_special(real, said)
+        if not is_ours(real):
+            raise BadInput(f"{said}: it exists and is no {what}; give another name")
+    try:
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(real), prefix=os.path.basename(real)):
+            pass
+    except FileNotFoundError:
+        raise BadInput(f"{said}: there is no folder {os.path.dirname(real)}") from None
     except OSError as problem:
-        raise BadInput(f"can't read {what} {path}: {problem.strerror}") from None
+        raise BadInput(f"{said}: {reason(problem)}") from None
+
+
+def print_json(row):
+    """Print one JSON object on a line of its own; numbers that JSON has not become null."""
+    row = json.loads(json.dumps(row), parse_constant=lambda name: None)
+    print(json.dumps(row), flush=True)
 
 
 def progress(what, total, done=0):
@@ -120,20 +278,3 @@ def progress(what, total, done=0):
     options = {"unit": "B", "unit_scale": True, "leave": False, "dynamic_ncols": True}
     often = 0.5 if sys.stderr.isatty() else 20
     return tqdm(desc=what, total=total, initial=done, mininterval=often, **options)
-
-
-class Interrupt:
-    """Ctrl-C asks a loop to stop where it can; a second one stops at once."""
-
-    asked = False
-
-    def __enter__(self):
-        self.previous = signal.signal(signal.SIGINT, self.ask)
-        return self
-
-    def ask(self, *_):
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGINT, self.previous)

@@ -223,6 +223,7 @@ def test_exit_codes_and_the_line_of_a_program(monkeypatch, capsys):
         return end.value.code or 0
 
     monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
+    monkeypatch.setattr(terminal, "take_signals", lambda handler: {})
     assert exit_code() == 0
     assert exit_code(BadInput("it is bad")) == 2
     assert capsys.readouterr().err == "some.name: it is bad\n"
