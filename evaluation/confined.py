@@ -95,13 +95,6 @@ def confine():
     return libc
 
 
-def set_limits(seconds):
-    """A program that needs more of the machine fails."""
-    for name, value in (LIMITS | {"CPU": seconds}).items():
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # not on every system
-            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
-
-
 def add_hook():
     """What Python itself opens, changes and starts: all there is where Linux offers no more."""
     folder, real, decode = os.path.realpath(os.getcwd()), os.path.realpath, os.fsdecode
@@ -155,7 +148,9 @@ def start(seconds):
     for number in (1, 2):
         os.dup2(nowhere, number)
     os.closerange(3, 1 << 10)
-    set_limits(seconds)
+    for name, value in (LIMITS | {"CPU": seconds}).items():
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # not on every system
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
     add_hook()
     run(source)
 

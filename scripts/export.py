@@ -22,7 +22,7 @@ def corpus_behind(saved, source):
     Raises BadInput where it is another by now, and for a source that can't be exported.
     """
     measured = {"validation_bits_per_byte", "mean_patch_held_out"}
-    if "asked" not in saved or not measured <= saved["results"].keys():
+    if not (saved.get("asked") and saved["model"] and measured <= saved["results"].keys()):
         problem = "is no finished training run: give a checkpoint that train.py wrote to its end"
         raise BadInput(f"{source} {problem}")
     corpus = corpus_of(saved["data"])
@@ -55,6 +55,7 @@ def main(argv=None):
     saved = checkpoint.load(options.source, whole=True)
     checkpoint.check_target(options.target, [options.source, *(saved["data"] or ())])
     corpus = corpus_behind(saved, options.source)
+    model_from(saved), patcher_from(saved)  # which refuse what is damaged
     small = {key: saved[key] for key in ("config", "patcher_config", "corpus", "results", "data")}
     for part in ("model", "patcher"):
         small[part] = {name: tensor.half() for name, tensor in saved[part].items()}

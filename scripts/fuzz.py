@@ -39,7 +39,7 @@ class Chance:
         self.generator = torch.Generator().manual_seed(seed)
 
     def number(self, low, high):
-        """A whole number from low to high."""
+        """From low to high, both possible."""
         return low + int(torch.randint(high - low + 1, (), generator=self.generator))
 
     def of(self, *several):

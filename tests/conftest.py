@@ -4,6 +4,7 @@ import argparse
 import heapq
 import os
 import pathlib
+import signal
 import textwrap
 from dataclasses import replace
 
@@ -17,6 +18,9 @@ from patcher import Patcher, PatcherConfig, calibrate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ["NO_COLOR"] = "1"
+# A shell lets what it starts in the background ignore the first of these, `nohup` the second.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # models this small only lose by more, above all on a busy machine
 
 MICRO = replace(

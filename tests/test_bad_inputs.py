@@ -184,6 +184,8 @@ LINES = {
     "scripts.export FILE folder": "it is a folder",
     "scripts.export FILE no/such/x.pt": "there is no folder",
     "scripts.export weights-nan.pt new.pt": "all of them finite",
+    "scripts.export weights-list.pt new.pt": "decoder.head.weight is [1.0]",
+    "scripts.export no-model.pt new.pt": "no finished training run",
     "scripts.export gone.pt new.pt": "no checkpoint at gone.pt",
     "scripts.export cut.pt new.pt": "damaged",
     "scripts.figures tradeoff --out notes.svg": "it exists and is no picture",
