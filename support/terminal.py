@@ -194,6 +194,8 @@ def table_of(rows, columns):
 
 # ---- files that are given
 
+ENDLESS = 1 << 26  # bytes that no file has which says that it is empty
+
 
 def refuse_special(path, said):
     """Raises BadInput, which begins with `said`, for all but regular files: others may not end."""
@@ -215,24 +217,19 @@ def check_name(path, said):
         raise BadInput(f"{said}: the name is empty or has control characters in it")
 
 
-def read_file(path, what, most=1 << 26, given=True):
-    """The bytes of a file. Raises BadInput, which names `what` it should have been.
-
-    most: of its bytes; a longer one is refused. given: by name, and not found in a folder.
-    """
+def read_file(path, what, most=1 << 26):
+    """The bytes of a file, `most` at most. Raises BadInput, which names `what` it should be."""
     said = f"can't read {what} {path}"
-    if given:
-        check_name(path, said)
+    check_name(path, said)
     refuse_special(path, said)
     try:
-        # Some files of /proc would make a reader wait.
+        # Files of /proc say that they are empty, and some would make a reader wait.
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            size, data = os.fstat(file.fileno()).st_size, b""
-            if size <= most:
-                data = file.read(most + 1) or b""
+            size = os.fstat(file.fileno()).st_size
+            data = (file.read(size or ENDLESS) if size <= most else None) or b""
     except (OSError, MemoryError) as problem:
         raise BadInput(f"{said}: {reason(problem)}") from None
-    if max(size, len(data)) > most:
+    if size > most or (not size and len(data) == ENDLESS):
         raise BadInput(f"{said}: it is longer than {most:,} bytes")
     return data
 
@@ -251,9 +248,7 @@ def check_target(path, what, is_ours, inputs=()):
     check_name(path, said)
     for given in inputs:
         if os.path.commonpath([os.path.realpath(given), real]) == os.path.realpath(given):
-            raise BadInput(
-                f"{said}: it is among what is read ({given}); give the {what} another name"
-            )
+            raise BadInput(f"{said}: it is among what is read ({given}); give another name")
     if os.path.exists(real):
         refuse_special(real, said)
         if not is_ours(real):
