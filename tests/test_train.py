@@ -165,7 +165,7 @@ def test_the_chain_recipe_trains_the_head_alone(text_file, tmp_path):
         assert new["decoder.chain.out.weight"].abs().sum() > 0, "it begins at zero and has learned"
     # Whoever goes on from there keeps the head, and can't ask for another.
     with pytest.raises(BadInput, match="--chain-width 96 contradicts"):
-        train.main([*begin, str(chained), "--chain-width", "96"])
+        train.main([*begin, str(chained), "--chain-width", "96", "--out", str(plain)])
 
 
 def test_resume_refuses_what_the_run_did_not_begin_with(text_file, tmp_path):
