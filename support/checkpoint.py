@@ -86,10 +86,10 @@ def load(path, whole=False):
     every record, which is compared here (a second for 1.7 GB); a file above LARGE bytes is
     memory-mapped instead, as not all of it may be needed, unless `whole` asks for the comparison.
     """
-    if not os.path.lexists(path):
-        advice = f"train one with `python train.py --out {path}`"
-        raise BadInput(f"no checkpoint at {path}: {advice}")
     check_name(path, f"can't read the checkpoint {path}")
+    if not os.path.lexists(path):
+        advice = f": train one with `python train.py --out {path}`"
+        raise BadInput(f"no checkpoint at {path}" + advice * str(path).endswith(".pt"))
     refuse_special(path, f"can't read the checkpoint {path}")
     large = os.path.getsize(path) > LARGE
     contents = read(path, mmap=large)
