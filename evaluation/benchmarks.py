@@ -28,7 +28,7 @@ TOP_LEVEL = tuple("\n" + start for start in (*STATEMENTS, "#", "@", '"""'))
 def lines_of(path, opener=open):
     """Lines of a text file. Only \\n ends one: others that Unicode knows occur inside of items."""
     try:
-        refuse_special(path, f"can't read the items in {path}")
+        refuse_special(path, f"can't read the items in {path} (--items names their folder)")
         with opener(path, "rt", encoding="utf-8", newline="\n") as file:
             while line := file.readline(LONGEST):
                 if len(line) == LONGEST:

@@ -144,7 +144,12 @@ def test_a_symlink_is_written_through_and_a_part_left_by_a_kill_replaced(tmp_pat
     assert sorted(os.listdir(tmp_path)) == ["link.pt", "real.pt"]
 
 
-def test_training_goes_on_where_a_save_fails(text_file, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_training_goes_on_where_a_save_fails(
+    text_file,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
     """Three saves fail, the last of them behind all the training: it waits and tries again."""
     out, again = tmp_path / "x.pt", tmp_path / "again.pt"
     train.main(options(text_file, out, "--block-size", "0"))
