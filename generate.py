@@ -83,17 +83,14 @@ def distribution(logits, sampling):
 
 def draw(p, sampling):
     """One id from each row of a distribution p (n, V) -> list of n ids."""
-    if sampling.temperature == 0:
-        most, ids = p.max(-1)
-    else:
-        # The first id up to which there is more mass than a uniform number
-        mass = p.cumsum(-1, dtype=torch.float64)
-        chance = torch.rand(len(p), 1, dtype=torch.float64, generator=sampling.generator)
-        most = mass[:, -1]
-        ids = torch.searchsorted(mass, chance * mass[:, -1:], right=True)[:, 0]
-    if not most.isfinite().all():
+    if not math.isfinite(p.max().item()):
         raise BadInput("the model's predictions are not finite: its weights are too large")
-    return ids.tolist()
+    if sampling.temperature == 0:
+        return p.argmax(-1).tolist()
+    # The first id up to which there is more mass than a uniform number
+    mass = p.cumsum(-1, dtype=torch.float64)
+    chance = torch.rand(len(p), 1, dtype=torch.float64, generator=sampling.generator)
+    return torch.searchsorted(mass, chance * mass[:, -1:], right=True)[:, 0].tolist()
 
 
 # ---- what a generation made and what it cost

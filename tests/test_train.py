@@ -312,7 +312,8 @@ def test_a_run_keeps_its_corpus_small_and_hashes_it_once(text_file, tmp_path, mo
     every_step = ["--save-every", "0"]
     train.main(options(text_file, tmp_path / "x.pt", "--block-size", "0", *every_step))
     assert len(hashed) == 1
-    assert len(packed) == 2 and all(ids.dtype == torch.int16 for ids in packed)
+    # Once before anything is trained, to see that there is enough text
+    assert len(packed) == 3 and all(ids.dtype == torch.int16 for ids in packed)
 
 
 def test_minutes_become_a_number_of_steps_that_is_kept(text_file, tmp_path):
@@ -345,8 +346,10 @@ def test_the_speed_printed_counts_rows_of_blocks(text_file, tmp_path, monkeypatc
 
 def test_no_patch_of_the_training_text_spans_two_documents(tmp_path, monkeypatch):
     """Guards: EOS that did not close its patch in packed text. Folders of many small files."""
+    text = tmp_path / "text"
+    text.mkdir()
     for i in range(40):
-        (tmp_path / f"{i}.txt").write_bytes(bytes(random_ids(150 + i, i)[1:] - 4))
+        (text / f"{i}.txt").write_bytes(bytes(random_ids(150 + i, i)[1:] - 4))
     packed, real = [], train.Crops
 
     def crops(*given):
@@ -354,7 +357,7 @@ def test_no_patch_of_the_training_text_spans_two_documents(tmp_path, monkeypatch
         return real(*given)
 
     monkeypatch.setattr(train, "Crops", crops)
-    train.main(options(tmp_path, tmp_path / "x.pt", "--block-size", "0"))
+    train.main(options(text, tmp_path / "x.pt", "--block-size", "0"))
     ids, closes, *_ = packed[-1]
     assert (ids == EOS).sum() > 30 and closes[ids == EOS].all() and closes[ids == BOS].all()
 
