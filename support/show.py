@@ -83,9 +83,18 @@ def show_blocks(data, closes, blocks, K, sees):
 
 
 class Trace:
-    """Prints unmasking steps and rounds as they happen; on a terminal a block's steps overwrite."""
+    """Prints unmasking steps and rounds as they happen; on a terminal a block's steps overwrite.
+
+    What watches a generation has these four methods.
+    """
 
     rounds = steps = 0
+
+    def begin(self, stream):
+        """The stream has taken the prompt in; what it knows and counts may be read at any time."""
+
+    def draft(self, ids):
+        """A whole draft, before it is verified: what `round` shows again."""
 
     def step(self, ids, masked):
         """One unmasking step of a block: ░ is still masked."""
