@@ -343,7 +343,7 @@ def check_block_size(model, block_size, rule=None):
 # ---- run: the idea on a line of text
 
 
-options_from = idea_options("diffusion.py", "Show blocks, a corruption, the mask.", "def main():")
+options_from = idea_options("diffusion.py", "Show blocks and the mask.", "def main():", plot=True)
 
 
 def main(argv=None):
@@ -358,7 +358,7 @@ def main(argv=None):
     recipe, ids = Recipe(4, **RECIPES["paper"]), torch.tensor([[BOS] + encode(data)])
     closes = patcher.closes(ids[0])[None, :-1]
     blocks = make_blocks(ids, closes, recipe, [torch.Generator().manual_seed(0)])
-    show_blocks(data, closes[0].tolist(), blocks, recipe.block_size, sees)
+    show_blocks(data, closes[0].tolist(), blocks, recipe.block_size, sees, options.plot)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from evaluation.benchmarks import read_items
 from evaluation.execute import run_program
 from evaluation.items import as_bytes
 from evaluation.miniature import TASKS, test_items
-from evaluation.report import mean, package, report, taken
+from evaluation.report import mean, report, taken
 from sample import sampling_of
 from speculate import check_mode, run_mode
-from support.terminal import BadInput
+from support.terminal import BadInput, package
 
 RESAMPLES = 50  # of the items, for standard errors of scores that are no means
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from data import name_chance
 from evaluation.items import Question, as_example, behind, picker, translation
-from evaluation.report import package
-from support.terminal import BadInput
+from support.terminal import BadInput, package
 
 HELD_OUT_SHARE = 0.1
 EXAMPLES_A_DOCUMENT = 24

@@ -1,6 +1,5 @@
 """What the tasks have in common: taking items, standard errors, and the line they end with."""
 
-import importlib
 import json
 import math
 import statistics
@@ -11,14 +10,6 @@ from support.terminal import BadInput
 
 PRICE = "{seconds:.1f} s, NFEs: decoder {decoder_nfes:,}, encoder/global {encoder_global_nfes:,}, "
 PRICE += "patcher {entropy_nfes:,}; {bandwidth_gb:.3g} GB by Eq. 8"
-
-
-def package(name, what):
-    """A package that only evaluations need. Raises BadInput, which says what needs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise BadInput(f"{what} needs {name}: pip install -r requirements-dev.txt") from None
 
 
 def taken(items, limit):

@@ -1,53 +1,120 @@
 """Pictures: what quality costs, for a model of ours and in the paper's tables.
 
-    python -m scripts.figures tradeoff --out tradeoff.png   # every mode of a checkpoint, measured
-    python -m scripts.figures paper --out-dir docs          # the paper's Figures 6-10 in kind
+    python -m scripts.figures tradeoff --out x.png     # every mode of a checkpoint, measured
+    python -m scripts.figures acceptance --out x.png   # which bytes of a draft are kept
+    python -m scripts.figures paper --out-dir docs     # the paper's Figures 6-10 in kind
 
 What colours, shapes and sizes of the marks tell stands in evaluation/plots.py.
 """
 
 import csv
 import functools
+import math
 import os
+import statistics
 
 from bandwidth import compare, measure, read_prompts, settings_of
-from evaluation.plots import METHODS, Mark, draw, folder, plot_path
+from diffusion import check_block_size
+from evaluation.plots import METHODS, Mark, draw, name_points
 from generate import Sampling
 from model import load_model
+from speculate import MODES, Drafting, run_mode
 from support import checkpoint
+from support.flags import Only, add_sampling
 from support.paper import FOLDER, read_paper, recompute
-from support.terminal import Parser, number, run
+from support.plots import BLUE, GREEN, RED, folder, plot_path, pyplot, save
+from support.show import Recorder, how_drawn
+from support.terminal import Parser, run
 
 TASKS = {"humaneval": "HumanEval", "mbpp": "MBPP"}
-GB = "parameters read for a generation, GB (Eq. 8)"
+GB, MS = "parameters read for a generation, GB (Eq. 8)", "time, ms a byte"
+DRAFTS = {"one-step": "o-", "confidence": "s--", "chained": "*-"}
 
 
 def measured_marks(rows, key):
-    """Rows of bandwidth.compare -> Marks: the output's bits per byte against `key`."""
+    """Rows of bandwidth.compare -> Marks: the output's bits per byte against `key`.
+
+    What is verified has plain BLT's distribution, and differs in bits by chance alone: its marks
+    lie at the mean of them all. Hollow marks are the others.
+    """
+    lossless = [row for row in rows if row["mode"] == "blt" or MODES[row["mode"]].verified]
+    same = statistics.mean(row["output_bits_per_byte"] for row in lossless)
     marks = []
     for row in rows:
         method = METHODS[row["mode"]]
         size, _, rule = row["setting"].partition(" ")
         rule = rule.replace("confidence", "α =").replace("entropy", "γ =")
-        name = "-".join([method, *size.split("=")[1:]])
-        marks.append(Mark(row[key], row["output_bits_per_byte"], method, name, rule))
+        name = f"{'-'.join([method, *size.split('=')[1:]])} {rule}".strip()
+        bits, hollow = same, ""
+        if row not in lossless:
+            bits, hollow = row["output_bits_per_byte"], "hollow: other text than plain BLT's"
+        marks.append(Mark(row[key], bits, method, name, hollow=hollow))
     return marks
 
 
 def draw_measured(options):
-    """Measure every mode of a checkpoint and draw its quality against GB and bytes a second."""
+    """Measure every mode of a checkpoint and draw its quality against GB and time."""
     model, patcher = load_model(checkpoint.find(options.checkpoint))
-    prompts, settings = read_prompts(options.prompts), settings_of(model)
-    greedy = functools.partial(Sampling, ignore_eos=True)
-    made = measure(model, patcher, prompts, options.bytes, settings, greedy)
+    prompts, settings, o = read_prompts(options.prompts), settings_of(model), options
+    sampling_of = functools.partial(Sampling, o.temperature, o.top_p, True, o.seed)
+    made = measure(model, patcher, prompts, options.bytes, settings, sampling_of)
     rows, _ = compare(model, patcher, prompts, settings, made)
-    panels = {
-        GB: measured_marks(rows, "bandwidth_gb"),
-        "speed, bytes/s": measured_marks(rows, "bytes_per_second"),
-    }
-    title = f"Every mode of one model, {options.bytes} bytes for each prompt, greedy"
-    draw(options.out, title, "bits per byte of the output under plain BLT", panels)
+    for row in rows:
+        row["ms"] = 1000 / row["bytes_per_second"]
+    panels = {GB: measured_marks(rows, "bandwidth_gb"), MS: measured_marks(rows, "ms")}
+    title = f"Every mode of one model, {options.bytes} bytes for each prompt, {how_drawn(options)}"
+    title += "\nfilled marks are lossless; lower left is better: no setting beats the dashed line"
+    ylabel = "bits per byte of the output under plain BLT"
+    draw(options.out, title, ylabel, panels, name=name_points)
     print(f"{len(rows)} modes and settings in {options.out}")
+
+
+# ---- drafts: what is kept of them
+
+
+def acceptance_by_position(lengths, K):
+    """(drafted, accepted) of rounds -> two lists of shares, None where there is no such round.
+
+    The first: of all rounds, those that accepted bytes 1..j. The second: of those that drafted a
+    byte j and accepted all before it, those that accepted it too.
+    """
+    rounds, kept, given = [n for n in lengths if n[0]], [], []
+    for j in range(1, K + 1):
+        asked = [accepted for drafted, accepted in rounds if drafted >= j and accepted >= j - 1]
+        accepted = sum(n >= j for n in asked)
+        kept.append(accepted / len(rounds) if rounds else None)
+        given.append(accepted / len(asked) if asked else None)
+    return kept, given
+
+
+def draw_acceptance(options):
+    """Draft with each rule and draw how much verification keeps, by position in the block."""
+    model, patcher = load_model(checkpoint.find(options.checkpoint))
+    prompts, o, K, plt = read_prompts(options.prompts), options, model.config.block_size, pyplot()
+    check_block_size(model, K, "chained")
+    figure, axes = plt.subplots(1, 2, figsize=(8.3, 3.4), sharey=True, layout="constrained")
+    for (rule, style), colour in zip(DRAFTS.items(), (BLUE, GREEN, RED)):
+        lengths, drafting = [], Drafting(unmask=rule, copy=0)
+        for prompt in prompts:
+            sampling, trace = Sampling(o.temperature, o.top_p, True, o.seed), Recorder()
+            how = {"sampling": sampling, "trace": trace}
+            run_mode("bltdv", model, patcher, prompt, o.bytes, drafting, **how)
+            rounds = [event for event in trace.events if "accepted" in event]
+            lengths += [(event["drafted"], event["accepted"]) for event in rounds]
+        for axis, shares in zip(axes, acceptance_by_position(lengths, K)):
+            percent = [math.nan if share is None else 100 * share for share in shares]
+            axis.plot(range(1, K + 1), percent, style, color=colour, label=rule, ms=6)
+        mean = statistics.mean(accepted for _, accepted in lengths)
+        print(f"{rule}: {len(lengths)} rounds, {mean:.2f} bytes accepted a round")
+    axes[0].set_ylabel("accepted, %")
+    axes[0].set_title("bytes 1 to j, of all rounds", fontsize=10)
+    axes[1].set_title("byte j, where all before it were", fontsize=10)
+    for axis in axes:
+        axis.set(xlabel="j, position in the block, bytes", ylim=(0, 102), xticks=range(1, K + 1))
+        axis.grid(alpha=0.25)
+    axes[0].legend(frameon=False)
+    figure.suptitle(f"What verification keeps of blocks of {K}, {how_drawn(o)}", fontsize=11)
+    save(figure, options.out)
 
 
 def paper_marks(rows):
@@ -63,7 +130,10 @@ def paper_marks(rows):
         rule = rule.replace("alpha=", "α = ").replace("gamma=", "γ = ")
         marks.append(Mark(row["gb"], row["score"], method, name, rule))
         if row["one_call_gb"] is not None:
-            marks.append(Mark(row["one_call_gb"], row["score"], method, name, rule, hollow=True))
+            one_call = Mark(
+                row["one_call_gb"], row["score"], method, name, rule, "one call a round"
+            )
+            marks.append(one_call)
     return marks
 
 
@@ -101,12 +171,16 @@ def draw_paper(options):
 
 def options_from(argv):
     parser = Parser(prog="scripts.figures", description="Pictures of what quality costs.")
-    what = parser.add_subparsers(dest="what", required=True, metavar="tradeoff|paper")
-    add = what.add_parser("tradeoff", help="measure every mode of a checkpoint").add_argument
-    add("--checkpoint", help="whose modes (default: the newest model there is)")
-    add("--prompts", metavar="FILE", help="one a line (default: four held-out places)")
-    add("--bytes", type=number(int, 2), default=256, help="to generate for each prompt")
-    add("--out", metavar="FILE", type=plot_path, required=True, help="PNG or SVG to write")
+    what = parser.add_subparsers(dest="what", required=True, metavar="tradeoff|acceptance|paper")
+    helps = {"tradeoff": "measure every mode of a checkpoint"}
+    helps["acceptance"] = "which bytes of a draft are kept, by position and rule"
+    for name, help_ in helps.items():
+        one = what.add_parser(name, help=help_)
+        add = one.add_argument
+        add("--checkpoint", help="whose modes (default: the newest model there is)")
+        add("--prompts", metavar="FILE", help="one a line (default: four held-out places)")
+        add_sampling(Only(one, "bytes temperature top-p seed"), temperature=0.8)
+        add("--out", metavar="FILE", type=plot_path, required=True, help="PNG or SVG to write")
     add = what.add_parser("paper", help="draw the tables in paper/").add_argument
     add("--out-dir", metavar="DIR", type=folder, required=True, help="folder to draw in")
     add("--format", choices=("png", "svg"), default="png", help="of the pictures")
@@ -115,7 +189,8 @@ def options_from(argv):
 
 def main(argv=None):
     options = options_from(argv)
-    {"tradeoff": draw_measured, "paper": draw_paper}[options.what](options)
+    works = {"tradeoff": draw_measured, "acceptance": draw_acceptance, "paper": draw_paper}
+    works[options.what](options)
 
 
 if __name__ == "__main__":

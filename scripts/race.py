@@ -12,7 +12,6 @@ import functools
 import json
 import os
 import statistics
-import time
 from dataclasses import replace
 
 import torch
@@ -21,11 +20,11 @@ from bandwidth import measure
 from data import BOS, EOS, MASK, decode, encode
 from diffusion import RULES
 from evaluation.plots import METHODS
-from evaluation.report import package
 from sample import load, sampling_of
 from speculate import MODES, arguments_of, check_mode, run_mode
 from support.flags import add_checkpoint, add_drafting, add_sampling
-from support.terminal import BadInput, Parser, run, visible
+from support.show import Recorder, how_drawn
+from support.terminal import BadInput, Parser, package, run, to_write, visible
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "race.html")
 LONGEST = 200  # bytes of a prompt: a Stream still knows all of them when the clock starts
@@ -34,41 +33,13 @@ REPEATS = 9  # timed generations of each mode; the median counts
 WIDTH, LEFT, ROW, CELL, FRAMES = 830, 100, 22, 9, 90
 PAPER, INK, QUIET, ACCENT = (250, 249, 246), (28, 31, 38), (102, 107, 118), (0, 114, 178)
 COLD, HOT, KEPT, STRUCK = (237, 240, 246), (240, 168, 48), (0, 130, 97), (200, 64, 26)
-PILLOW = ("Image", "ImageDraw", "ImageFont")
 WORDS = {
     "blt": "plain BLT, byte by byte",
     "blts": "the decoder drafts {draft_size} bytes, the full model verifies",
     "bltd": "blocks of {block_size} by diffusion, not verified",
-    "bltdv": "blocks of {block_size} by diffusion, verified",
+    "bltdv": "blocks of {block_size} by diffusion or up to {copy} bytes copied, verified",
     "lookup": "up to {draft_size} bytes copied from earlier text, verified",
 }
-
-
-class Recorder:
-    """Watches a generation as a trace: what happened, when, and the passes run so far.
-
-    events: dicts of seconds, counters and what is told. known: of every byte the stream took in.
-    """
-
-    def begin(self, stream):
-        self.stream, self.events, self.known = stream, [], []
-        self.began = time.perf_counter()
-        self.see()
-
-    def see(self, **told):
-        """Keep an event. The clock is running: only what will have changed by the end is copied."""
-        seconds, stream = time.perf_counter() - self.began, self.stream
-        self.known += [stream.at(i) for i in range(len(self.known), stream.length)]
-        self.events.append({"seconds": seconds, "counters": replace(stream.counters), **told})
-
-    def step(self, ids, masked):
-        self.see(cells=[MASK if hidden else id_ for id_, hidden in zip(ids, masked)])
-
-    def draft(self, ids):
-        self.see(cells=ids, whole=True)
-
-    def round(self, processed, drafted, accepted, following):
-        self.see(accepted=accepted, decided=[*drafted[:accepted], following])
 
 
 # ---- a lane: one mode's generation
@@ -79,15 +50,15 @@ def record(mode, model, patcher, prompt, options):
     recorder, how = Recorder(), {"sampling": sampling_of(options)}
     made = run_mode(mode, model, patcher, prompt, options.bytes, options, trace=recorder, **how)
     events, stream, text = recorder.events, recorder.stream, [BOS, *prompt, *made.ids]
-    if mode == "bltd":  # a full block is decided
-        full = (event for event in events if MASK not in event.get("cells", [MASK]))
-        for event in full:
-            event["decided"] = event["cells"]
-    else:  # the first byte follows from the prompt alone
+    if mode != "bltd":  # the first byte follows from the prompt alone
         events[0] |= {"accepted": 0, "decided": made.ids[:1]}
+    for event in events:  # a full block of BLT-D is decided
+        if mode == "bltd" and MASK not in event.get("cells", [MASK]):
+            event["decided"] = event["cells"]
     if stream.length < len(text):  # the last bytes were never taken in: what would they close?
+        stream.counters = replace(stream.counters)  # not at the cost of what was made
         stream.advance(text[stream.length :])
-        recorder.see()
+        recorder.learn()
     return made, events, recorder.known[: len(text)]
 
 
@@ -132,14 +103,13 @@ def run_race(model, patcher, prompt, options):
     new_sampling = functools.partial(sampling_of, options)
     made = measure(model, patcher, prompts, options.bytes, settings, new_sampling)
     lanes = [lane_of(m, model, patcher, prompt, options, g) for m, g in zip(modes, made)]
-    how = "Greedy" if not options.temperature else f"Temperature {options.temperature}"
     entropies = [entropy for lane in lanes for _, entropy, _ in lane["bytes"]]
     return {
         "lanes": lanes,
         "prompt": len(prompt),
         "threshold": patcher.config.threshold,
         "hottest": max(entropies),
-        "how": f"{how}; the median of {REPEATS} runs, threads: {torch.get_num_threads()}.",
+        "how": f"{how_drawn(options)}; median of {REPEATS} runs, {torch.get_num_threads()} threads",
     }
 
 
@@ -151,11 +121,8 @@ def write_page(path, race):
     data = json.dumps(race, separators=(",", ":")).replace("<", "\\u003c")
     with open(TEMPLATE, encoding="utf-8") as file:
         page = file.read().replace("RECORDING", data, 1)
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(page)
-    except OSError as problem:
-        raise BadInput(f"can't write {path}: {problem.strerror}") from None
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(page)
 
 
 # ---- the animation: the lanes below each other, in the page's colours
@@ -186,6 +153,14 @@ def cells_at(lane, t, first):
     return cells[1:] + (pending if t < lane["seconds"] else [])
 
 
+def sign(byte):
+    """One character for a byte, for a masked cell or for the end of the text."""
+    if byte is None:
+        return "░"
+    text = visible([byte]) if isinstance(byte, int) else "∎"
+    return text if len(text) == 1 else "·"
+
+
 def draw_lane(pen, font, lane, top, t, race):
     """Draw a lane at t seconds with its name, its bytes and how fast they came."""
     first = 1 + race["prompt"]
@@ -199,13 +174,12 @@ def draw_lane(pen, font, lane, top, t, race):
         x += 3 * opens
         if x + CELL > WIDTH - 8:
             x, y = LEFT, y + ROW
-        box, share = (x, y, x + CELL - 1, y + ROW - 5), min(1, heat / race["hottest"])
+        box, share = (x, y, x + CELL - 1, y + ROW - 5), round(8 * heat / race["hottest"]) / 8
         colour, fill = INK, tuple(round(c + share * (h - c)) for c, h in zip(COLD, HOT))
         if kind in ("draft", "struck"):
             colour, fill = (QUIET, PAPER) if kind == "draft" else (STRUCK, PAPER)
         pen.rectangle(box, fill, colour if fill == PAPER else None)
-        text = "░" if byte is None else visible([byte]) if isinstance(byte, int) else "∎"
-        pen.text((x, y), text[-1], colour, font)
+        pen.text((x, y), sign(byte), colour, font)
         if kind == "kept":
             pen.line((x, y + ROW - 5, x + CELL - 1, y + ROW - 5), KEPT, 2)
         if kind == "struck":
@@ -213,23 +187,37 @@ def draw_lane(pen, font, lane, top, t, race):
         x += CELL
 
 
+def pillow():
+    """Pillow's modules and a font -> (Image, ImageDraw, font). Raises BadInput where one misses."""
+    names = ("PIL.Image", "PIL.ImageDraw", "PIL.ImageFont", "matplotlib.font_manager")
+    image, drawing, fonts, manager = (package(name, "an animation") for name in names)
+    return image, drawing, fonts.truetype(manager.findfont("DejaVu Sans Mono"), 15)
+
+
 def draw_gif(path, race):
     """Draw the lanes at FRAMES moments and save them as an animation that begins again."""
-    image, drawing, fonts = (package(f"PIL.{n}", "an animation") for n in PILLOW)
-    manager = package("matplotlib.font_manager", "an animation")
-    font = fonts.truetype(manager.findfont("DejaVu Sans Mono"), 15)
+    image, drawing, font = pillow()
     end, frames = max(lane["seconds"] for lane in race["lanes"]), []
     rows = 1 + max(len(lane["bytes"]) for lane in race["lanes"]) * (CELL + 1) // (WIDTH - LEFT)
     height = max(3, rows) * ROW + 12
+    bottom, waits = height * len(race["lanes"]) + 10, [100] * FRAMES + [4000]
+    # What the colours mean, in these colours, so that each frame has them all
+    notes = [(f"{FRAMES / 10 / end:.0f} times slower", INK), ("colour: entropy", QUIET)]
+    notes += [("boxed: drafted", QUIET), ("░: masked", QUIET), ("accepted", KEPT)]
+    notes += [("struck out", STRUCK)]
     for frame in range(FRAMES + 1):
-        picture = image.new("RGB", (WIDTH, height * len(race["lanes"]) + 8), PAPER)
+        picture, t = image.new("RGB", (WIDTH, bottom + ROW), PAPER), end * frame / FRAMES
+        pen = drawing.Draw(picture)
         for i, lane in enumerate(race["lanes"]):
-            t = end * frame / FRAMES
-            draw_lane(drawing.Draw(picture), font, lane, 10 + height * i, t, race)
+            draw_lane(pen, font, lane, 10 + height * i, t, race)
+        for i, (note, colour) in enumerate(notes):
+            x = 10 + CELL * sum(2 + len(before) for before, _ in notes[:i])
+            pen.text((x, bottom - 2), note, colour, font)
         frames.append(picture)
-    palette = frames[-1].quantize(64)
+    # A middle frame has all colours, and this method keeps the rare ones. Of the 256 that there
+    # may be some stay free, as one has to stand for "as before".
+    palette = frames[FRAMES // 3].quantize(200, image.Quantize.MAXCOVERAGE)
     frames = [frame.quantize(palette=palette, dither=0) for frame in frames]
-    waits = [100] * FRAMES + [4000]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=waits, loop=0)
 
 
@@ -242,11 +230,13 @@ def options_from(argv):
     add_drafting(parser, RULES)
     add_sampling(parser, bytes=96)
     parser.add_argument("--prompt", default="def ", help="text to go on with")
-    parser.add_argument("--out", metavar="FILE", help="HTML page to write")
-    parser.add_argument("--gif", metavar="FILE", help="animation to write")
+    parser.add_argument("--out", metavar="FILE", type=to_write(".html"), help="page to write")
+    parser.add_argument("--gif", metavar="FILE", type=to_write(".gif"), help="animation to write")
     options = parser.parse_args(argv)
     if not (options.out or options.gif):
         raise BadInput("there is nothing to write: give --out FILE or --gif FILE")
+    if options.gif:
+        pillow()  # says what is missing before anything is measured
     if len(os.fsencode(options.prompt)) > LONGEST or options.bytes > 400:
         raise BadInput(f"a race shows up to {LONGEST} bytes of --prompt and 400 new --bytes")
     return options

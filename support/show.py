@@ -1,12 +1,15 @@
 """What the root files print when they are run to show their idea: text, masks, drafts."""
 
 import codecs
+import time
 from collections import Counter
+from dataclasses import replace
 from itertools import accumulate, islice, pairwise
 
 import torch
 
-from data import decode
+from data import MASK, decode
+from support.plots import draw_mask, draw_patching
 from support.terminal import has_colour, paint, show_patches, table, table_of, visible
 
 
@@ -33,12 +36,18 @@ def patches_of(data, closes):
     return [data[start:end] for start, end in pairwise(cuts)]
 
 
-def show_patching(data, closes, entropies, longest, what):
+def show_patching(data, closes, entropies, config, plot=None):
     """Print a text in its patches, the entropy before each byte, and the lengths of patches.
 
-    closes, entropies: of BOS and every byte; entropies None if there are none; what: the patcher
-    in words.
+    closes, entropies: of BOS and every byte; entropies None if there are none; config: a
+    PatcherConfig; plot: a file to draw it in too, or None.
     """
+    what, threshold = f"{config.kind} patcher", config.threshold
+    if entropies:
+        what += f", threshold {threshold:.3f} nats"
+    if plot:
+        compared = config.kind == "entropy"
+        draw_patching(plot, data, closes, entropies, threshold if compared else None)
     patches, rows = patches_of(data, closes), []
     for i, number in zip(range(len(data)), accumulate(map(int, closes))):
         before = f"{entropies[i]:.2f}" if entropies else ""
@@ -49,15 +58,16 @@ def show_patching(data, closes, entropies, longest, what):
     size, count = len(data), len(patches)
     print(f"{what}: {size} bytes in {count} patches, mean {size / count:.2f}")
     lengths = Counter(map(len, patches))
-    for length in range(1, longest + 1):
+    for length in range(1, config.max_patch + 1):
         bar = "█" * round(40 * lengths[length] / max(lengths.values()))
         print(f"{length:3} bytes  {lengths[length]:6}  {bar}".rstrip())
 
 
-def show_blocks(data, closes, blocks, K, sees):
+def show_blocks(data, closes, blocks, K, sees, plot=None):
     """Print the patches of a text, the diffusion.Blocks at it, what they hide, who sees whom.
 
-    closes: of BOS and every byte but the last; sees: the rule, layers.sees.
+    closes: of BOS and every byte but the last; sees: the rule, layers.sees; plot: a file to draw
+    who sees whom in too, or None.
     """
     N = len(closes)
     print("patches   " + show_patches(patches_of(data, closes)))
@@ -79,7 +89,13 @@ def show_blocks(data, closes, blocks, K, sees):
     seen = sees(position[:, None], start[:, None], position[None], start[None], 10**9).tolist()
     print(f"\nwho (row) sees whom (column): {N} clean rows, then those of blocks; ^ is BOS")
     kinds = ["clean"] * N + ["block"] * K * len(shown)
-    draw_rows(seen, kinds, [letters[p] for p in position.tolist()], [N] + [K] * len(shown))
+    names, groups = [letters[p] for p in position.tolist()], [N] + [K] * len(shown)
+    draw_rows(seen, kinds, names, groups)
+    if plot:
+        firsts = starts[shown, 0].tolist()
+        # A row reads the last latent there is: a clean one at its byte, a block's at its start.
+        last = [*range(N), *(first - 1 for first in firsts for _ in range(K))]
+        draw_mask(plot, seen, names, groups, firsts, [sum(closes[: i + 1]) for i in last])
 
 
 class Trace:
@@ -122,7 +138,47 @@ class Trace:
         print(line, flush=True)
 
 
+class Recorder:
+    """A trace that keeps what happened, when, and the passes run so far.
+
+    events: dicts of seconds, Counters and what is told. known: stream.Known of every byte that the
+    stream took in for good.
+    """
+
+    def begin(self, stream):
+        self.stream, self.events, self.known = stream, [], []
+        self.began = time.perf_counter()
+        self.see()
+
+    def see(self, **told):
+        """Keep an event. The clock is running: only what will have changed by the end is copied."""
+        seconds, counters = time.perf_counter() - self.began, replace(self.stream.counters)
+        self.events.append({"seconds": seconds, "counters": counters, **told})
+        self.learn()
+
+    def learn(self):
+        """Keep what the stream knows of the bytes it has taken in since the last time."""
+        self.known += [self.stream.at(i) for i in range(len(self.known), self.stream.length)]
+
+    def step(self, ids, masked):
+        self.see(cells=[MASK if hidden else id_ for id_, hidden in zip(ids, masked)])
+
+    def draft(self, ids):
+        self.see(cells=ids, whole=True)
+
+    def round(self, processed, drafted, accepted, following):
+        decided = [*drafted[:accepted], following]
+        self.see(drafted=len(drafted), accepted=accepted, decided=decided)
+
+
 # ---- what generations cost
+
+
+def how_drawn(options):
+    """How bytes are chosen, in words. options: temperature and top_p."""
+    if not options.temperature:
+        return "greedy"
+    return f"temperature {options.temperature:g}, top-p {options.top_p:g}"
 
 
 def summary(mode, made, paper_calls):

@@ -1,6 +1,7 @@
 """What people look at: colours where there are any, one line for bad input, bytes as text."""
 
 import argparse
+import importlib
 import itertools
 import os
 import signal
@@ -48,6 +49,14 @@ def run(main, name=None):
         sys.exit(141)
 
 
+def package(name, what):
+    """An optional package. Raises BadInput, which says what needs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise BadInput(f"{what} needs {name}: pip install -r requirements-dev.txt") from None
+
+
 def number(kind, low, high=float("inf"), above=False):
     """An argparse type: an int or float within [low, high], or (low, high] when `above`."""
     interval = f"{'(' if above else '['}{low}, {high}]"
@@ -59,6 +68,21 @@ def number(kind, low, high=float("inf"), above=False):
         return value
 
     parse.__name__ = kind.__name__  # argparse names it where `kind` refuses a text
+    return parse
+
+
+def to_write(*endings):
+    """An argparse type: a file to write that ends so, in a folder that there is."""
+
+    def parse(path):
+        folder = os.path.dirname(path) or "."
+        if not path.endswith(endings):
+            words = f"what is written ends in {' or '.join(endings)}, not so {path}"
+            raise argparse.ArgumentTypeError(words)
+        if not os.path.isdir(folder):
+            raise argparse.ArgumentTypeError(f"there is no folder {folder} to write in")
+        return path
+
     return parse
 
 

@@ -1,6 +1,7 @@
 """scripts/: the paper's rows priced by hand, passes timed, an export, pictures."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -8,14 +9,18 @@ import torch
 from conftest import make_models
 from test_scripts import refused
 
+import diffusion
+import patcher
 import sample
 import train
-from data import corpus_of, document_ids
-from evaluation.plots import MARKERS
+from data import corpus_of, document_ids, encode
+from evaluation.plots import MARKERS, apart, draw, frontier, name_points
+from generate import Sampling
 from model import load_model
 from patcher import mean_patch
 from scripts import benchmark, export, figures
 from scripts.benchmark import DECODER_ROWS, PATCHES, paper_passes, priced_paper
+from speculate import Drafting, run_mode
 from support import checkpoint
 from support.paper import read_paper, recompute
 from support.passes import PassSeconds
@@ -183,14 +188,14 @@ def test_export_checks_before_it_writes(trained_file, tmp_path):
 def test_every_row_of_the_paper_is_one_mark_and_verified_ones_a_hollow_one_too():
     rows = [r for r in recompute(read_paper()) if (r["model_size"], r["task"]) == ("1B", "fr-en")]
     marks = figures.paper_marks(rows)
-    filled, hollow = ([m for m in marks if m.hollow == wanted] for wanted in (False, True))
+    filled, hollow = ([m for m in marks if bool(m.hollow) == wanted] for wanted in (False, True))
     assert len(filled) == len(rows)
     assert {m.method for m in hollow} == {"BLT-S", "BLT-DV"}
     assert len(hollow) == sum(r["method"] in ("BLT-S", "BLT-DV") for r in rows)
     assert {m.name for m in filled} == {"BLT"} | {
         f"{method}-{K}" for method in ("BLT-S", "BLT-D", "BLT-DV") for K in (4, 8, 16)
     }
-    ours = {"γ = 0.5", "γ = 1.2", "chained", "copy 16"}  # in no table of the paper
+    ours = {"γ = 0.5", "γ = 1.2"}  # in no table of the paper
     assert {m.rule for m in marks} == set(MARKERS) - ours
     assert filled[0][:2] == (pytest.approx(813.34, abs=0.01), 33.08)
     # 106 of 212 calls and one more: 2 x (526 x 0.160 + 107 x 1.299)
@@ -215,6 +220,99 @@ def test_a_checkpoints_trade_off_is_drawn(trained_file, tmp_path, capsys):
     out = tmp_path / "x.png"
     figures.main(["tradeoff", "--checkpoint", str(trained_file), *arguments, "--out", str(out)])
     assert out.read_bytes().startswith(b"\x89PNG") and "x.png" in capsys.readouterr().out
+
+
+def measured(mode, setting, bits, seconds):
+    known = {"mode": mode, "setting": setting, "output_bits_per_byte": bits}
+    return {**known, "bandwidth_gb": seconds, "ms": seconds}
+
+
+def test_every_point_of_a_trade_off_is_named_and_the_frontier_joins_the_best(tmp_path):
+    """Verified modes share one distribution, so their marks lie at one height."""
+    pytest.importorskip("adjustText")
+    rows = [
+        measured("blt", "", 0.8, 4.0),
+        measured("blts", "k=8", 1.0, 3.0),
+        measured("lookup", "k=8", 0.9, 5.0),
+    ]
+    rows += [
+        measured("bltd", "K=8 one-step", 4.0, 1.0),
+        measured("bltd", "K=8 confidence 0.7", 2.0, 3.5),
+    ]
+    rows += [measured("bltd", "K=4 chained", 1.5, 2.0)]
+    marks = figures.measured_marks(rows, "ms")
+    heights = {mark.name: round(mark.y, 9) for mark in marks}
+    same = dict.fromkeys(("BLT", "BLT-S-8", "lookup-8"), 0.9)
+    other = {"BLT-D-8 one-step": 4.0, "BLT-D-8 α = 0.7": 2.0, "BLT-D-4 chained": 1.5}
+    assert heights == {**same, **other} and len(heights) == len(rows)
+    assert {mark.name for mark in marks if mark.hollow} == set(other)
+    best = [mark.name for mark in frontier(marks)]
+    assert best == ["BLT-D-8 one-step", "BLT-D-4 chained", "BLT-S-8"]
+    draw(tmp_path / "x.svg", "", "", {"ms": marks}, name=name_points)
+    text = (tmp_path / "x.svg").read_text()
+    assert all(f">{name}<" in text for name in heights) and "hollow: other text" in text
+
+
+def test_names_that_hang_keep_apart_and_inside():
+    """In order, at their places where there is room."""
+    assert apart([0.2, 0.5], 0.1) == [0.2, 0.5]
+    shares = apart([0.3, 0.31, 0.32, 0.95, 0.96], 0.1)
+    assert shares == pytest.approx([0.3, 0.4, 0.5, 0.8, 0.9])
+
+
+def test_acceptance_by_position_on_rounds_by_hand():
+    """Three rounds, one of which drafted two bytes, and one that drafted none: it does not count.
+
+    Who drafted two bytes and kept both was never asked for a third.
+    """
+    kept, given = figures.acceptance_by_position([(3, 3), (3, 1), (2, 2), (0, 0)], 4)
+    assert kept == pytest.approx([1, 2 / 3, 1 / 3, 0])
+    assert given[:3] == pytest.approx([1, 2 / 3, 1]) and given[3] is None
+
+
+def test_acceptance_is_drawn_for_every_rule(trained_file, tmp_path, capsys):
+    """With as many accepted bytes as the counters know."""
+    pytest.importorskip("adjustText")
+    (tmp_path / "prompts").write_bytes(b"def f\n")
+    arguments = ["--prompts", str(tmp_path / "prompts"), "--bytes", "24", "--temperature", "0"]
+    out = tmp_path / "x.svg"
+    figures.main(["acceptance", "--checkpoint", str(trained_file), *arguments, "--out", str(out)])
+    said, text = capsys.readouterr().out, out.read_text()
+    assert all(rule in said and f">{rule}<" in text for rule in figures.DRAFTS)
+    model, patcher = load_model(trained_file)
+    how = {"sampling": Sampling(ignore_eos=True)}
+    for rule, line in zip(figures.DRAFTS, said.splitlines()):
+        drafting = Drafting(unmask=rule, copy=0)
+        made = run_mode("bltdv", model, patcher, encode(b"def f"), 24, drafting, **how)
+        c = made.counters
+        expected = f"{c.rounds} rounds, {c.accepted / c.rounds:.2f} bytes accepted a round"
+        assert line == f"{rule}: {expected}"
+
+
+def test_the_patcher_draws_a_text_in_its_patches(trained_file, tmp_path, capsys):
+    """In rows where it is long; without a curve where there are no entropies."""
+    pytest.importorskip("adjustText")
+    out, known = tmp_path / "x.svg", ["--checkpoint", str(trained_file)]
+    patcher.main([*known, "--text", "def f(<é>):" + "#" * 80, "--plot", str(out)])
+    text = out.read_text()
+    threshold = load_model(trained_file)[1].config.threshold
+    assert text.count(f">θ = {threshold:.2f}<") == 2 and "nats" in text and "bytes" in text
+    assert ">&lt;<" in text and ">d<" in text and text.count(">#<") == 80
+    patcher.main(["--kind", "stride", "--text", "def f", "--plot", str(out)])
+    assert "θ =" not in out.read_text() and capsys.readouterr().out
+
+
+def test_the_mask_of_training_is_drawn(trained_file, tmp_path, capsys):
+    """As many crosses as cells of blocks that stand before the end of the text, a row each."""
+    pytest.importorskip("adjustText")
+    out = tmp_path / "x.svg"
+    known = ["--checkpoint", str(trained_file), "--text", "def main():"]
+    diffusion.main([*known, "--plot", str(out)])
+    text, printed = out.read_text(), capsys.readouterr().out
+    starts = [int(start) for start in re.findall(r"start (\d+), t", printed)][:4]
+    assert starts == sorted(starts) and all(f">at {start}<" in text for start in starts)
+    assert text.count(">×<") == sum(4 * (min(11, start + 4) - start) for start in starts)
+    assert "clean" in text and ">BOS<" in text and "latent" in text
 
 
 def test_without_matplotlib_one_line_says_where_it_comes_from(monkeypatch, tmp_path):
