@@ -22,7 +22,7 @@ from diffusion import RULES
 from evaluation.plots import METHODS
 from sample import load, sampling_of
 from speculate import MODES, arguments_of, check_mode, run_mode
-from support.flags import add_checkpoint, add_drafting, add_sampling
+from support.flags import Only, add_checkpoint, add_mode, add_sampling
 from support.show import Recorder, how_drawn
 from support.terminal import BadInput, Parser, package, run, to_write, visible
 
@@ -227,7 +227,8 @@ def draw_gif(path, race):
 def options_from(argv):
     parser = Parser(prog="scripts.race", description="Every mode on one prompt, side by side.")
     add_checkpoint(parser)
-    add_drafting(parser, RULES)
+    drafting = "draft-size block-size unmask alpha gamma rounds copy"
+    add_mode(Only(parser, drafting), MODES, RULES)
     add_sampling(parser, bytes=96)
     parser.add_argument("--prompt", default="def ", help="text to go on with")
     parser.add_argument("--out", metavar="FILE", type=to_write(".html"), help="page to write")
