@@ -103,7 +103,8 @@ def name_points(axis, marks):
         for mark in marks
         if mark.hollow
     ]
-    keep_clear(axis, texts, marks)
+    if texts:
+        keep_clear(axis, texts, marks)
 
 
 def draw(path, title, ylabel, panels, ticks=TICKS, name=name_groups):

@@ -103,13 +103,14 @@ def run_race(model, patcher, prompt, options):
     new_sampling = functools.partial(sampling_of, options)
     made = measure(model, patcher, prompts, options.bytes, settings, new_sampling)
     lanes = [lane_of(m, model, patcher, prompt, options, g) for m, g in zip(modes, made)]
+    threads = torch.get_num_threads()
     entropies = [entropy for lane in lanes for _, entropy, _ in lane["bytes"]]
     return {
         "lanes": lanes,
         "prompt": len(prompt),
         "threshold": patcher.config.threshold,
         "hottest": max(entropies),
-        "how": f"{how_drawn(options)}; median of {REPEATS} runs, {torch.get_num_threads()} threads",
+        "how": f"{how_drawn(options)}; median of {REPEATS} runs; threads: {threads}",
     }
 
 

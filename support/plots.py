@@ -9,7 +9,7 @@ import os
 from support.terminal import package, to_write, visible
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-INK, QUIET, BLANK = "#222222", "#666666", "#ECECEC"
+INK, BLANK = "#222222", "#ECECEC"
 MONO = {"family": "DejaVu Sans Mono", "ha": "center", "va": "center"}
 ROW = 64  # bytes of text in a row of a picture
 

@@ -1,4 +1,4 @@
-"""What the root files print when they are run to show their idea: text, masks, drafts."""
+"""What the root files print to show their idea, text, masks, drafts; what watches generations."""
 
 import codecs
 import time

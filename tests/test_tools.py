@@ -253,6 +253,14 @@ def test_every_point_of_a_trade_off_is_named_and_the_frontier_joins_the_best(tmp
     assert all(f">{name}<" in text for name in heights) and "hollow: other text" in text
 
 
+def test_a_model_without_blocks_has_a_trade_off_too(tmp_path):
+    """Nothing but lossless modes: no name is to be moved."""
+    pytest.importorskip("adjustText")
+    marks = figures.measured_marks([measured("blt", "", 0.8, 4.0)], "ms")
+    draw(tmp_path / "x.svg", "", "", {"ms": marks}, name=name_points)
+    assert ">BLT<" in (tmp_path / "x.svg").read_text()
+
+
 def test_names_that_hang_keep_apart_and_inside():
     """In order, at their places where there is room."""
     assert apart([0.2, 0.5], 0.1) == [0.2, 0.5]
