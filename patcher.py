@@ -275,7 +275,7 @@ def find_patches(patcher, documents, device="cpu"):
 # ---- run: a text in its patches
 
 
-def report(patcher, data, plot):
+def report(patcher, data, plot=None):
     """Print a text in patches, the entropy before each byte, and the lengths of patches.
 
     plot: a file to draw it in too, or None.

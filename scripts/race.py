@@ -109,7 +109,7 @@ def run_race(model, patcher, prompt, options):
         "lanes": lanes,
         "prompt": len(prompt),
         "threshold": patcher.config.threshold,
-        "hottest": max(entropies),
+        "hottest": max(entropies) or 1.0,  # a patcher may have none
         "how": f"{how_drawn(options)}; median of {REPEATS} runs; threads: {threads}",
     }
 
