@@ -83,7 +83,7 @@ def training_parser(presets, block_sizes, recipes, patchers):
     add = parser.add_argument
     add("--data", nargs="+", metavar="PATH", help="files, folders (default: Python's library)")
     add("--preset", choices=presets, help="size of the model (default: tiny)")
-    add("--minutes", type=POSITIVE, help="for everything; fixes the number of steps (default: 9.5)")
+    add("--minutes", type=POSITIVE, help="for everything; fixes the number of steps (default: 8.5)")
     add("--steps", type=COUNT, help="of the model instead; the patcher is trained for half as many")
     help_ = "K, bytes that the decoder learns to fill at once; 0: plain BLT (default: 8)"
     add("--block-size", type=int, choices=block_sizes, help=help_)

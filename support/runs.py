@@ -141,7 +141,7 @@ def defaults(preset, recipe, optimizer):
     return {
         "data": None,
         "preset": preset,
-        "minutes": 9.5,
+        "minutes": 8.5,
         "steps": None,
         "recipe": recipe,
         "patcher": "entropy",
