@@ -70,9 +70,9 @@ def sizes_of(name, known):
 def configurations(folder):
     """config.json -> (BLTConfig, PatcherConfig)."""
     known = read_json(os.path.join(folder, "config.json"))
-    if known.get("model_type") != "blt":
-        raise BadInput(f"the config.json in {folder} is of no BLT: give the folder of one")
     parts = ("encoder_config", "decoder_config", "global_config", "patcher_config")
+    if known.get("model_type") != "blt" or not all(isinstance(known[p], dict) for p in parts):
+        raise BadInput(f"the config.json in {folder} is of no BLT: give the folder of one")
     local, decoder, globe, patcher = (sizes_of(name, known) for name in parts)
     layers = {"encoder_layers": local.pop("layers"), "decoder_layers": decoder.pop("layers")}
     if local != decoder or globe.pop("rope_base") != local["rope_base"]:

@@ -318,6 +318,7 @@ BAD = {
     "nothing": (shutil.rmtree, "can't read the weights: .*config.json"),
     "no json": (lambda folder: (folder / "config.json").write_text("{"), "damaged"),
     "another model": (option(model_type="llama"), "no BLT"),
+    "no object": (option(encoder_config=5), "no BLT"),
     "no part": (
         lambda folder: (folder / "config.json").write_text('{"model_type": "blt"}'),
         "says",
