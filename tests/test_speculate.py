@@ -506,3 +506,27 @@ def test_it_watches_drafts_verified(trained_file, capsys):
     speculating.main(["--checkpoint", str(trained_file), "--prompt", "def ", "--bytes", "12"])
     out = capsys.readouterr().out
     assert "blts" in out and "bltdv" in out and "round   1" in out and "step  1" in out
+
+
+@pytest.mark.parametrize("rule", [RULES[0], RULES[3]], ids=["one-step", "chained"])
+def test_drafts_and_verification_draw_from_one_stream_of_chance(rule):
+    """Guards: a generator of its own for drafts, begun again at the same seed every round.
+
+    Drafts and verification would then see the same numbers, and the text's distribution moves.
+    """
+    model, patcher = make_models(0, block_size=4, chain_width=6)
+    stream, sampling = Stream(model, patcher), Sampling(2.0, 0.9, seed=5)
+    stream.prefill([BOS])
+    draft = speculating.diffusion_drafter(model, 4, rule)
+    drafts = []
+    for _ in range(6):
+        before = sampling.generator.get_state()
+        drafts.append(draft(stream, [BOS], [], 4, sampling)[0])
+        assert not torch.equal(before, sampling.generator.get_state())
+    assert len(set(map(tuple, drafts))) > 1
+
+
+def test_copies_stand_beside_chained_drafts_unless_told_otherwise():
+    model, _ = make_models(0, block_size=4, chain_width=6)
+    for given, copied in (({}, 16), ({"copy": 0}, 0), ({"unmask": "one-step"}, 0)):
+        assert speculating.arguments_of("bltdv", model, Drafting(**given))["copy"] == copied
