@@ -4,6 +4,7 @@ import argparse
 import heapq
 import os
 import pathlib
+import signal
 import textwrap
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ from patcher import Patcher, PatcherConfig, calibrate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ["NO_COLOR"] = "1"
+# A shell in the background starts programs that ignore Ctrl-C, which tests of it must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # models this small only lose by more, above all on a busy machine
 
 MICRO = replace(
