@@ -70,20 +70,19 @@ def run_program(source, seconds=5.0):
     """
     if os.name != "posix":
         raise BadInput("only POSIX systems (Linux, macOS, WSL) can limit the programs they run")
-    token = secrets.token_hex(16)
+    token = secrets.token_hex(16).encode() + b"\n"
     limits = LIMITS | {"CPU": int(seconds) + 1}
     # -I keeps the folder and the user's packages out of its imports.
     command = [sys.executable, "-I", "-c", f"LIMITS = {limits}{CHILD}"]
-    pipes = dict(stdin=PIPE, stdout=PIPE, stderr=DEVNULL, encoding="utf-8", errors="surrogatepass")
     with tempfile.TemporaryDirectory(prefix="program-", ignore_cleanup_errors=True) as folder:
         # No variables of ours but a PATH; a session of its own, so that all that it may have
         # started ends with it.
         env = {"PATH": os.defpath, "PYTHONHASHSEED": "0", "TMPDIR": folder}
         own = {"cwd": folder, "env": env, "start_new_session": True}
-        child = Popen(command, **pipes, **own)
+        child = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, **own)
         try:
-            said, _ = child.communicate(f"{token}\n{source}", timeout=seconds)
-            return "passed" if said == token + "\n" else "failed"
+            said, _ = child.communicate(token + source.encode("utf-8", "surrogatepass"), seconds)
+            return "passed" if said == token else "failed"
         except TimeoutExpired:
             return "timed out"
         finally:

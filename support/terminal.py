@@ -130,17 +130,19 @@ def progress(what, total, done=0):
 
 
 class Interrupt:
-    """Ctrl-C asks a loop to stop where it can; a second one stops at once."""
+    """Ctrl-C, SIGTERM or a closed terminal ask a loop to stop where it can, a second at once."""
 
     asked = False
+    signals = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
     def __enter__(self):
-        self.previous = signal.signal(signal.SIGINT, self.ask)
+        self.previous = [signal.signal(number, self.ask) for number in self.signals]
         return self
 
     def ask(self, *_):
         self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.__exit__()
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGINT, self.previous)
+        for number, handler in zip(self.signals, self.previous):
+            signal.signal(number, handler)

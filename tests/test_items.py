@@ -282,6 +282,7 @@ def test_miniature_text_goes_to_a_new_or_empty_folder(tmp_path, monkeypatch):
         ("def f(): return f()\nf()", "failed"),
         ("input()", "failed"),
         ("x = '\udc80'", "failed"),
+        ("import os\nfor n in range(3, 9): os.write(n, b'\\xff')", "failed"),
     ],
 )
 def test_executor_limits(source, verdict):

@@ -50,15 +50,15 @@ def options(data, out, *more):
 
 @pytest.fixture
 def interrupt_at(monkeypatch):
-    """Ctrl-C during the n-th optimiser step of both models together."""
+    """Ctrl-C, or another signal, during the n-th optimiser step of both models together."""
 
-    def arm(n):
+    def arm(n, number=signal.SIGINT):
         steps, real = [0], torch.optim.AdamW.step
 
         def step(self, *args, **kwargs):
             steps[0] += 1
             if steps[0] == n:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
             return real(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.optim.AdamW, "step", step)
@@ -108,6 +108,17 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert torch.equal(a["rng"], b["rng"])
     assert a["results"]["validation_bits_per_byte"] == b["results"]["validation_bits_per_byte"]
     assert moments(a) and all(torch.equal(x, y) for x, y in zip(moments(a), moments(b)))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_save_as_ctrl_c_does(text_file, tmp_path, interrupt_at, name):
+    """Schedulers send SIGTERM, a terminal that closes SIGHUP: neither loses the run."""
+    before, out = signal.getsignal(getattr(signal, name)), tmp_path / "x.pt"
+    interrupt_at(6, getattr(signal, name))
+    with pytest.raises(KeyboardInterrupt):
+        train.main(options(text_file, out, "--block-size", "0"))
+    assert checkpoint.load(out)["progress"] == {"stage": "model", "step": 2, "steps": 8}
+    assert signal.getsignal(getattr(signal, name)) is before
 
 
 def test_a_bad_loss_stops_with_its_step_and_keeps_the_checkpoint(text_file, tmp_path, monkeypatch):
