@@ -1,0 +1,112 @@
+"""The ten experiments of docs/EXPERIMENTS.md: their patches still apply, and what they change runs.
+
+A change of the code that breaks an experiment is seen here, and two experiments must be seen by
+tests of ours: what they break is what those tests guard.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+FOLDER = ROOT / "docs" / "experiments"
+PATCHES = sorted(FOLDER.glob("*.patch"))
+TEXT = (ROOT / "docs" / "EXPERIMENTS.md").read_text()
+# Of each experiment its text in one line
+SECTIONS = [" ".join(text.split()) for text in re.split(r"^### ", TEXT, flags=re.M)[1:]]
+AT_MOST = 20  # changed lines of an experiment
+
+# Trains a model for four steps and writes sixteen bytes with it, in one process
+RUN = """
+import sys, train, sample
+options = ["--preset", "nano", "--steps", "4", "--block-size", "4", "--dtype", "float32"]
+train.main([*options, "--data", sys.argv[1], "--out", "x.pt"])
+wanted = ["--mode", "bltdv", "--prompt", "def ", "--bytes", "16", "--ignore-eos"]
+sample.main(["--checkpoint", "x.pt", *wanted])
+"""
+
+
+def changed(patch):
+    """-> {file: lines added and removed} of a patch."""
+    counts, name = {}, None
+    for line in patch.read_text().splitlines():
+        if line.startswith("+++ b/"):
+            name = line.removeprefix("+++ b/")
+            counts[name] = 0
+        elif line[:1] in ("+", "-") and not line.startswith("---"):
+            counts[name] += 1
+    return counts
+
+
+def patched(patch, folder):
+    """A copy of the code, without the shipped model, with a patch applied."""
+    for path in ROOT.glob("*.*"):
+        if path.suffix in (".py", ".toml"):
+            shutil.copy(path, folder)
+    for name in ("support", "paper", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # Not as a part of a repository that the folder may happen to lie in
+    env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
+    done = subprocess.run(["git", "apply", patch], cwd=folder, env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def python(*arguments, cwd):
+    env = {**os.environ, "PYTHONPATH": str(cwd), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True)
+
+
+def section_of(patch):
+    """The section that names a patch."""
+    return next(text for text in SECTIONS if f"(experiments/{patch.name})" in text)
+
+
+def test_there_are_ten_experiments_and_every_patch_is_told():
+    assert [int(text.split(".")[0]) for text in SECTIONS] == list(range(1, 11))
+    linked = re.findall(r"\]\(experiments/(.*?)\)", TEXT)
+    assert sorted(linked) == [patch.name for patch in PATCHES]
+    for text in SECTIONS:
+        assert "**Predict first:**" in text and "```sh" in text, text[:60]
+        assert re.search(r"BLT §\d", text), text[:60]
+        for name in re.findall(r"git apply (?:-R )?docs/experiments/(\S+)", text):
+            assert (FOLDER / name).exists(), name
+    assert "docs/EXPERIMENTS.md" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
+def test_a_patch_changes_no_more_than_it_says(patch):
+    files = changed(patch)
+    said = re.search(r"\((\d+) lines? of `([^`]*)`", section_of(patch))
+    assert said and sum(files.values()) == int(said[1]) <= AT_MOST, files
+    assert said[2] in files
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
+def test_a_patched_program_still_trains_and_writes(patch, corpus_file, tmp_path):
+    patched(patch, tmp_path)
+    done = python("-c", RUN, corpus_file, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+
+
+FAILING = [
+    (patch, *named)
+    for patch in PATCHES
+    for named in re.findall(r"`pytest tests/(\w+\.py) -k (\w+)` fails", section_of(patch))
+]
+
+
+def test_two_experiments_break_a_test():
+    assert len({patch for patch, _, _ in FAILING}) >= 2
+
+
+@pytest.mark.parametrize("patch, file, name", FAILING, ids=lambda x: getattr(x, "stem", x))
+def test_a_named_test_sees_an_experiment(patch, file, name, tmp_path):
+    """It fails for what it asserts, not for an error; without the patch it passes, as all do."""
+    patched(patch, tmp_path)
+    command = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{file}", "-k", name)
+    said = python(*command, cwd=tmp_path)
+    assert said.returncode == 1 and b"AssertionError" in said.stdout, said.stdout[-2000:]
