@@ -20,13 +20,15 @@ TEXT = (ROOT / "docs" / "EXPERIMENTS.md").read_text()
 SECTIONS = [" ".join(text.split()) for text in re.split(r"^### ", TEXT, flags=re.M)[1:]]
 AT_MOST = 20  # changed lines of an experiment
 
-# Trains a model for four steps and writes sixteen bytes with it, in one process
+# Trains a model for four steps and writes sixteen bytes by every rule, in one process
 RUN = """
-import sys, train, sample
+import sys, diffusion, train, sample
 options = ["--preset", "nano", "--steps", "4", "--block-size", "4", "--dtype", "float32"]
 train.main([*options, "--data", sys.argv[1], "--out", "x.pt"])
-wanted = ["--mode", "bltdv", "--prompt", "def ", "--bytes", "16", "--ignore-eos"]
-sample.main(["--checkpoint", "x.pt", *wanted])
+wanted = ["--checkpoint", "x.pt", "--prompt", "def ", "--bytes", "16", "--ignore-eos"]
+for mode in ("bltd", "bltdv"):
+    for rule in diffusion.UNMASK:
+        sample.main([*wanted, "--mode", mode, "--unmask", rule])
 """
 
 
