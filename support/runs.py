@@ -176,9 +176,8 @@ def known_of(saved):
 def begin(options):
     """The run that the flags ask for."""
     out, device = options.out or options.resume or checkpoint.DEFAULT, choose_device(options.device)
-    folder = os.path.dirname(out)
-    if folder and not os.path.isdir(folder):
-        raise BadInput(f"there is no folder {folder} to write {out} in")
+    if not os.path.isdir(os.path.dirname(out) or "."):
+        raise BadInput(f"there is no folder to write {out} in")
     if os.path.exists(out):
         checkpoint.load(out)  # refused now rather than after minutes, if it is another file
     kept_apart = ("out", "device", "resume", "init_from")

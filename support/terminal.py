@@ -130,13 +130,14 @@ def progress(what, total, done=0):
 
 
 class Interrupt:
-    """Ctrl-C, SIGTERM or a closed terminal ask a loop to stop where it can, a second at once."""
+    """Signals to end, unless ignored (nohup), ask a loop to stop where it can; a second at once."""
 
     asked = False
     signals = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
     def __enter__(self):
-        self.previous = [signal.signal(number, self.ask) for number in self.signals]
+        heard = [s for s in self.signals if signal.getsignal(s) != signal.SIG_IGN]
+        self.previous = {number: signal.signal(number, self.ask) for number in heard}
         return self
 
     def ask(self, *_):
@@ -144,5 +145,5 @@ class Interrupt:
         self.__exit__()
 
     def __exit__(self, *_):
-        for number, handler in zip(self.signals, self.previous):
+        for number, handler in self.previous.items():
             signal.signal(number, handler)

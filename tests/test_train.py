@@ -121,6 +121,18 @@ def test_other_signals_save_as_ctrl_c_does(text_file, tmp_path, interrupt_at, na
     assert signal.getsignal(getattr(signal, name)) is before
 
 
+def test_nohup_means_what_it_says(text_file, tmp_path, interrupt_at):
+    """It ignores SIGHUP, so a terminal that closes must not end the run."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupt_at(6, signal.SIGHUP)
+        train.main(options(text_file, tmp_path / "x.pt", "--block-size", "0"))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert checkpoint.load(tmp_path / "x.pt")["progress"]["step"] == 8
+
+
 def test_a_bad_loss_stops_with_its_step_and_keeps_the_checkpoint(text_file, tmp_path, monkeypatch):
     out, calls, real = tmp_path / "x.pt", [0], train.next_byte_loss
 
