@@ -18,7 +18,7 @@ from generate import Generation, Sampling
 from model import load_model
 from speculate import MODES, Drafting, run_mode, size_of_blocks
 from support import checkpoint
-from support.flags import POSITIVE, Only, add_sampling
+from support.flags import Only, add_sampling
 from support.machine import memory_bandwidth
 from support.paper import print_paper, read_paper, recompute
 from support.passes import pass_seconds, settle_threads
@@ -176,7 +176,6 @@ def options_from(argv):
     parser = Parser(prog="bandwidth.py", description="What a generation costs, in GB and seconds.")
     add = parser.add_argument
     add("--paper", action="store_true", help="recompute the paper's tables")
-    add("--bytes-per-token", type=POSITIVE, default=4.4, help="of the BPE model of --paper")
     add("--checkpoint", help="measure this model (default: the newest there is)")
     add("--prompts", metavar="FILE", help="one a line (default: four held-out places)")
     add_sampling(Only(parser, "bytes temperature top-p seed"))
@@ -200,7 +199,7 @@ def main(argv=None):
     if options.json:
         print_rows(rows)
     elif options.paper:
-        print_paper(rows, options.bytes_per_token)
+        print_paper(rows)
     else:
         print_measured(rows, times)
 

@@ -3,14 +3,11 @@
 import csv
 import os
 
-import numpy as np
-
 from generate import gigabytes
 from support.terminal import table_of
 
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "paper")
 # Parameters of the decoder, and of encoder and global model, which run together
-PAPER_GLOBAL = {"1B": 1.28e9, "3B": 2.82e9}
 PAPER_SIZES = {"1B": (160e6, 19e6 + 1.28e9), "3B": (160e6, 26e6 + 2.82e9)}
 
 
@@ -48,19 +45,6 @@ def recompute(rows):
     return rows
 
 
-def fit_sizes(rows, model_size):
-    """Sizes of the parts by least squares on the table alone -> (P_dec, P_enc + P_glob)."""
-    mine = [r for r in rows if r["model_size"] == model_size]
-    nfes = np.array([[r["decoder_nfes"], r["encoder_global_nfes"]] for r in mine])
-    published = np.array([r["bandwidth_gb"] for r in mine])
-    return np.linalg.lstsq(nfes * 2 / 1e9, published, rcond=None)[0]
-
-
-def row_name(r):
-    """A row of the paper in words."""
-    return f"{r['model_size']} {r['task']} {r['method']} {r['block_size']} {r['setting']}"
-
-
 COLUMNS = """
 name s size task method K setting | decoder_nfes .0f dec | encoder_global_nfes .0f enc+glob |
 bandwidth_gb .2f GB published | gb .2f Eq. 8 | error .1f error % |
@@ -69,9 +53,10 @@ one_call_gb .2f one call: GB | one_call_decrease .1f saved %
 """
 
 
-def print_paper(rows, bytes_per_token):
-    """The tables recomputed, what does not follow from its NFEs, and a BPE model beside them."""
-    rows = [{**r, "name": row_name(r), "error": 100 * r["error"]} for r in rows]
+def print_paper(rows):
+    """The tables recomputed, and what does not follow from their NFEs."""
+    words = ("model_size", "task", "method", "block_size", "setting")
+    rows = [{**r, "name": " ".join(map(r.get, words)), "error": 100 * r["error"]} for r in rows]
     print(table_of(rows, COLUMNS))
     worst = max(rows, key=lambda r: abs(r["error"]))
     print(f"\n{len(rows)} rows, the largest error {abs(worst['error']):.2f} % ({worst['name']})")
@@ -79,12 +64,3 @@ def print_paper(rows, bytes_per_token):
     print(f"{len(unexplained)} rows differ by more than half an NFE of each part explains:")
     for r in unexplained:
         print(f"  {r['name']}: {r['bandwidth_gb']:.2f} GB published, {r['gb']:.2f} by Eq. 8")
-    for size, parameters in PAPER_GLOBAL.items():
-        decoder, rest = fit_sizes(rows, size)
-        fitted = f"P_dec {decoder / 1e6:.0f} M, P_enc + P_glob {rest / 1e9:.3f} B"
-        print(f"{size}: least squares on the table alone: {fitted}")
-        for task, length in (("fr-en, de-en, humaneval", 512), ("mbpp", 256)):
-            passes = length / bytes_per_token
-            gb = f"{gigabytes(0, passes, 0, parameters):.2f} GB for {passes:.0f} passes"
-            what = f"of the global model's size at {bytes_per_token} bytes a token"
-            print(f"{size}: a BPE Transformer {what}, {task}: {gb}")

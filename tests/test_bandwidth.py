@@ -17,7 +17,6 @@ from bandwidth import (
 )
 from speculate import MODES
 from stream import Counters
-from support.paper import PAPER_SIZES, fit_sizes
 from support.passes import PassSeconds, pass_seconds
 from support.terminal import BadInput
 
@@ -114,13 +113,6 @@ def test_rows_that_rounding_explains_are_told_from_the_others():
         half = by_hand(row["model_size"], 0.5, 0.5) + 0.005
         assert row["explained"] == (abs(row["gb"] - row["bandwidth_gb"]) <= half)
     assert 0 < sum(not row["explained"] for row in ROWS) < len(ROWS)
-
-
-@pytest.mark.parametrize("size", ["1B", "3B"])
-def test_part_sizes_come_out_of_the_table_alone(size):
-    decoder, rest = fit_sizes(ROWS, size)
-    assert decoder == pytest.approx(PAPER_SIZES[size][0], rel=0.05)
-    assert rest == pytest.approx(PAPER_SIZES[size][1], rel=0.03)
 
 
 def test_the_papers_tables_are_printed(capsys):
