@@ -19,10 +19,9 @@ from dataclasses import fields
 from typing import NamedTuple
 
 from diffusion import RULES
-from evaluation.answers import evaluate_code, evaluate_translation
+from evaluation.answers import evaluate_code, evaluate_miniature, evaluate_translation
 from evaluation.benchmarks import CHOICES, PROGRAMS, READERS, TRANSLATIONS
 from evaluation.diversity import evaluate_diversity
-from evaluation.figure7 import evaluate_miniature
 from evaluation.likelihood import evaluate_bpb, evaluate_likelihood
 from evaluation.miniature import TASKS
 from evaluation.plots import plot_path
@@ -30,21 +29,6 @@ from sample import load
 from speculate import MODES, Drafting
 from support.flags import Only, add_checkpoint, add_mode, add_sampling
 from support.terminal import BadInput, Parser, number, run
-
-# The most new bytes of an answer, as in the paper: translations and HumanEval have long ones
-LONG, SHORT = 512, 256
-
-
-def add_own(parser):
-    """The flags that sample.py has not."""
-    add = parser.add_argument
-    add("--json", action="store_true", help="print JSON objects, one a line, and nothing else")
-    add("--data", nargs="+", metavar="PATH", help="instead of the checkpoint's validation split")
-    help_ = "generate the whole budget as the paper does, past stops, which end only what is scored"
-    add("--no-stop", action="store_true", help=help_)
-    help_ = "run programs that the model wrote; this is NO SECURITY SANDBOX"
-    add("--allow-code-execution", action="store_true", help=help_)
-    add("--plot", metavar="FILE", type=plot_path, help="draw it, PNG or SVG")
 
 
 class Task(NamedTuple):
@@ -54,32 +38,28 @@ class Task(NamedTuple):
     limit: int | None  # the default
     unit: str  # what --limit counts
     flags: str  # besides --limit and --json
-    bytes: int | None = None  # the default; None: it depends on --set
+    sets: tuple = ()  # names for --set, the first of them the default
+    bytes: int | None = None  # the default; None: as in the paper, it depends on --set
     temperature: float = 0.0
 
 
 MODEL = "checkpoint device threshold"
 DRAFTING = " ".join(field.name.replace("_", "-") for field in fields(Drafting))
-DRAWN = f"bytes temperature top-p seed ignore-eos {DRAFTING}"
-ANSWERS = f"no-stop {MODEL} mode {DRAWN}"
+DRAWN = f"bytes temperature top-p seed ignore-eos no-stop {DRAFTING}"
+ANSWERS = f"{MODEL} mode {DRAWN}"
 SUBJECTS = "items; those of mmlu are taken from its subjects in turn"
 # What diversity sets itself is no flag; its temperature is 1, as greedy samples would all be one.
-SAMPLES = f"{MODEL} bytes temperature seed block-size plot"
-ALL_MODES = f"device {DRAWN} no-stop allow-code-execution plot"
+SAMPLES = f"{MODEL} bytes temperature seed block-size"
+ALL_MODES = f"device {DRAWN} allow-code-execution plot"
+PROGRAM = f"{ANSWERS} allow-code-execution"
 COMMANDS = {
     "bpb": Task(evaluate_bpb, None, "documents", f"data {MODEL}"),
-    "likelihood": Task(evaluate_likelihood, 1000, SUBJECTS, f"data {MODEL}"),
-    "translate": Task(evaluate_translation, 200, "items", ANSWERS),
-    "code": Task(evaluate_code, 200, "items", f"{ANSWERS} allow-code-execution"),
-    "diversity": Task(evaluate_diversity, 16, "samples a setting", SAMPLES, 1000, 1.0),
+    "likelihood": Task(evaluate_likelihood, 1000, SUBJECTS, f"data {MODEL}", ("cloze", *CHOICES)),
+    "translate": Task(evaluate_translation, 200, "items", ANSWERS, (*TASKS[:2], *TRANSLATIONS)),
+    "code": Task(evaluate_code, 200, "items", PROGRAM, (*TASKS[2:], *PROGRAMS)),
+    "diversity": Task(evaluate_diversity, 16, "samples a setting", SAMPLES, (), 1000, 1.0),
     # This one takes options alone, which name several models.
-    "miniature": Task(evaluate_miniature, 100, "items a task", ALL_MODES, SHORT),
-}
-# Names for --set, the first of them the default
-SETS = {
-    "likelihood": ("cloze", *CHOICES),
-    "translate": (*TASKS[:2], *TRANSLATIONS),
-    "code": (*TASKS[2:], *PROGRAMS),
+    "miniature": Task(evaluate_miniature, 100, "items a task", ALL_MODES, bytes=256),
 }
 
 
@@ -93,15 +73,23 @@ def add_task(tasks, name, task):
         one_of = parser.add_mutually_exclusive_group(required=True)
         one_of.add_argument("--write", metavar="DIR", help="write text to train on, nothing else")
         one_of.add_argument("--checkpoints", nargs="+", metavar="FILE", help="trained on that")
+    if task.sets:
+        public = ", ".join(known for known in task.sets if known in READERS)
+        parser.add_argument("--set", default=task.sets[0], choices=task.sets, help="which items")
+        parser.add_argument("--items", metavar="DIR", help=f"folder with the files of {public}")
     some = Only(parser, f"json {task.flags}")
-    add_own(some)
     add_checkpoint(some)
     add_sampling(some, task.bytes, task.temperature)
     add_mode(some, MODES, RULES)
-    if sets := SETS.get(name):
-        public = ", ".join(known for known in sets if known in READERS)
-        parser.add_argument("--set", default=sets[0], choices=sets, help="which items")
-        parser.add_argument("--items", metavar="DIR", help=f"folder with the files of {public}")
+    # The flags that sample.py has not
+    add = some.add_argument
+    add("--json", action="store_true", help="print JSON objects, one a line, and nothing else")
+    add("--data", nargs="+", metavar="PATH", help="instead of the checkpoint's validation split")
+    help_ = "generate the whole budget as the paper does, past stops, which end only what is scored"
+    add("--no-stop", action="store_true", help=help_)
+    help_ = "run programs that the model wrote; this is NO SECURITY SANDBOX"
+    add("--allow-code-execution", action="store_true", help=help_)
+    add("--plot", metavar="FILE", type=plot_path, help="draw it, PNG or SVG")
 
 
 def options_from(argv):
@@ -125,7 +113,7 @@ def options_from(argv):
         if options.set in READERS and getattr(options, "data", None):
             raise BadInput(f"--set {options.set} reads no --data but --items DIR")
     if "bytes" in options and options.bytes is None:
-        options.bytes = LONG if options.set in (*TRANSLATIONS, "humaneval") else SHORT
+        options.bytes = 512 if options.set in (*TRANSLATIONS, "humaneval") else 256
     return options
 
 

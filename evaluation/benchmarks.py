@@ -37,16 +37,7 @@ def lines_of(path, opener=open):
 
 def objects_of(path, opener=open):
     """Objects of a JSON-lines file."""
-    for number, line in enumerate(lines_of(path, opener), 1):
-        try:
-            yield json.loads(line)
-        except ValueError:
-            raise BadInput(f"line {number} of {path} is no JSON object") from None
-
-
-def rows_of(path):
-    """Rows of a CSV file, lists of text; a row may go over several lines."""
-    return csv.reader(line + "\n" for line in lines_of(path))
+    return map(json.loads, lines_of(path, opener))
 
 
 # ---- multiple choice
@@ -91,20 +82,26 @@ def mmlu_subject(path, shots=5):
     subject = path.name.removesuffix("_test.csv")
     about = f"multiple choice questions (with answers) about {subject.replace('_', ' ')}"
     context = f"The following are {about}.\n\n"
-    for row in islice(rows_of(path.parents[1] / f"dev/{subject}_dev.csv"), shots):
-        context += f"{mmlu_question(row)} {row[5]}\n\n"
-    for row in rows_of(path):
-        gold = "ABCD".index(row[5])
-        yield Choice(context + mmlu_question(row), [" A", " B", " C", " D"], gold)
+    for asked, answer in islice(mmlu_rows(path.parents[1] / f"dev/{subject}_dev.csv"), shots):
+        context += f"{asked} {answer}\n\n"
+    for asked, answer in mmlu_rows(path):
+        yield Choice(context + asked, [" A", " B", " C", " D"], "ABCD".index(answer))
 
 
-def mmlu_question(row):
-    """A row of question, four choices and answer, as text up to the answer."""
-    choices = (f"{letter}. {text}" for letter, text in zip("ABCD", row[1:5], strict=True))
-    return "\n".join([row[0], *choices, "Answer:"])
+def mmlu_rows(path):
+    """Text up to the answer, and the answer, of each row, which may go over several lines."""
+    for question, *choices, answer in csv.reader(line + "\n" for line in lines_of(path)):
+        lines = (f"{letter}. {text}" for letter, text in zip("ABCD", choices, strict=True))
+        yield "\n".join([question, *lines, "Answer:"]), answer
 
 
 # ---- translation, each sentence behind four worked ones
+
+
+def aligned(language, source, target):
+    """Translations of two files with a sentence a line."""
+    pairs = zip(lines_of(source), lines_of(target), strict=True)
+    return (translation(language, *pair) for pair in pairs)
 
 
 def read_flores(folder, shots=4):
@@ -120,10 +117,7 @@ def read_ntrex(folder, shots=4):
     return behind(list(islice(sentences, shots)), sentences)
 
 
-def aligned(language, source, target):
-    """Translations of two files with a sentence a line."""
-    pairs = zip(lines_of(source), lines_of(target), strict=True)
-    return (translation(language, *pair) for pair in pairs)
+# ---- programs
 
 
 def read_humaneval(folder):
@@ -159,15 +153,21 @@ PROGRAMS = {"humaneval": read_humaneval, "mbpp": read_mbpp}
 READERS = {**CHOICES, **TRANSLATIONS, **PROGRAMS}
 
 
-def read_items(name, folder):
-    """Items of a benchmark, one by one -> Choices or Questions. What is no item is a BadInput."""
+def read_items(name, folder, limit=None):
+    """-> the first `limit` items of a benchmark, all by default: Choices or Questions.
+
+    Raises BadInput for files that are not there, what is no item, and where there are none.
+    """
     if not folder:
         raise BadInput(f"--set {name} needs --items DIR, the folder that holds its files")
     try:
-        for item in READERS[name](Path(folder)):
+        items = list(islice(READERS[name](Path(folder)), limit))
+        for item in items:
             texts = (item.query, *item.choices) if isinstance(item, Choice) else [as_example(item)]
             as_bytes("".join(texts))  # raises ValueError or TypeError for what is no text
-            yield item
     except (KeyError, IndexError, ValueError, TypeError, csv.Error) as problem:
         form = f"have another form than expected ({type(problem).__name__}: {problem})"
         raise BadInput(f"the items of {name} in {folder} {form}") from None
+    if not items:
+        raise BadInput(f"there are no items of {name} in {folder}")
+    return items

@@ -7,18 +7,24 @@ comments: n bytes of a choice, V vocabulary.
 import lzma
 import sys
 import time
+from itertools import islice
 
 import torch
 from tqdm import tqdm
 
 from data import BOS, corpus_of, document_ids, encode
 from evaluation.benchmarks import read_items
-from evaluation.tasks import Choice, as_bytes, mean, picker, report, taken
+from evaluation.tasks import Choice, as_bytes, mean, picker, report, show
 from generate import bits_per_byte, finish
 from stream import Stream
 from support import checkpoint
 from support.quality import masked_accuracy
-from support.terminal import BadInput, print_rows, progress, table
+from support.terminal import BadInput, progress, table
+
+COLUMNS = """
+text s text | bytes d bytes | bits_per_byte .3f bits per byte | xz_bits_per_byte .3f xz -6, as one |
+seconds .1f seconds
+"""
 
 
 def held_out_texts(options):
@@ -51,21 +57,17 @@ def evaluate_bpb(model, patcher, options):
     with progress("bits per byte", size + len(texts)) as bar:
         bits = bits_per_byte(model, patcher, documents, bar.update)
     xz = 8 * len(lzma.compress(b"".join(texts), preset=6)) / size
-    seconds = time.perf_counter() - began
-    score = {"bits_per_byte": bits, "xz_bits_per_byte": xz}
-    if K := model.config.block_size:
-        accuracy, masked_bits = masked_accuracy(model, patcher, documents, K)
-        score |= {"masked_bits_by_position": masked_bits, "masked_accuracy_by_position": accuracy}
-    if options.json:
-        known = {"task": "bpb", "text": name, "bytes": size, "seconds": seconds}
-        return print_rows([known | score])
+    row = {"text": name, "bytes": size, "seconds": time.perf_counter() - began}
+    row |= {"bits_per_byte": bits, "xz_bits_per_byte": xz}
+    note, K = "", model.config.block_size
     if K:
+        accuracy, masked_bits = masked_accuracy(model, patcher, documents, K)
+        row |= {"masked_bits_by_position": masked_bits, "masked_accuracy_by_position": accuracy}
         header = ["position in a wholly masked block", *range(1, K + 1)]
         shares = ["right", *(f"{share:.0%}" for share in accuracy)]
-        print(table(header, [["bits per byte", *(f"{b:.2f}" for b in masked_bits)], shares]) + "\n")
-    found = f"{bits:.3f} bits per byte on {size:,} bytes in {len(texts)} documents"
-    took = f"{seconds:.1f} s, {size / seconds:.0f} bytes/s"
-    return print(f"{name}: {found}, {took}; xz -6 of the same bytes, packed as one: {xz:.3f}")
+        losses = ["bits per byte", *(f"{bits:.2f}" for bits in masked_bits)]
+        note = "\n\n" + table(header, [losses, shares])
+    show([row], COLUMNS, options, note)
 
 
 def evaluate_likelihood(model, patcher, options):
@@ -74,18 +76,18 @@ def evaluate_likelihood(model, patcher, options):
     The sum favours short choices, the mean over bytes does not; publications report either.
     """
     if options.set == "cloze":
-        items = cloze(held_out_texts(options)[0])
+        items = list(islice(cloze(held_out_texts(options)[0]), options.limit))
     else:
-        items = read_items(options.set, options.items)
+        items = read_items(options.set, options.items, options.limit)
     right, right_by_byte, made = [], [], []
-    for item in tqdm(taken(items, options.limit), desc=options.set, leave=False):
+    for item in tqdm(items, desc=options.set, leave=False):
         sums, generation = choice_log_likelihoods(model, patcher, item)
         made.append(generation)
         by_byte = [x / max(1, len(as_bytes(choice))) for x, choice in zip(sums, item.choices)]
         right.append(sums.index(max(sums)) == item.gold)
         right_by_byte.append(by_byte.index(max(by_byte)) == item.gold)
     score = {**mean("accuracy", right), **mean("accuracy_per_byte", right_by_byte)}
-    report(score, made, options, set=options.set, items=len(right))
+    report(score, made, options, set=options.set)
 
 
 @torch.inference_mode()

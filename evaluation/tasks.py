@@ -1,4 +1,4 @@
-"""What the tasks have in common: questions and choices, standard errors, and the line at the end.
+"""What the tasks have in common: questions and choices, standard errors, and what is printed.
 
 Whatever items were read from or made by, they are Choices or Questions.
 """
@@ -7,17 +7,19 @@ import importlib
 import math
 import statistics
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 
 from data import name_bytes
 from generate import Generation
-from support.terminal import BadInput, print_rows
+from support.terminal import BadInput, print_rows, table_of
 
 as_bytes = name_bytes  # text is made of bytes as file names are: those that are no UTF-8 too
-PRICE = "{seconds:.1f} s, NFEs: decoder {decoder_nfes:,}, encoder/global {encoder_global_nfes:,}, "
-PRICE += "patcher {entropy_nfes:,}; {bandwidth_gb:.3g} GB by Eq. 8"
+COST = """
+items d items | new_bytes d bytes | bytes_per_second .0f bytes/s | seconds .1f seconds |
+decoder_nfes d decoder NFEs | encoder_global_nfes d encoder/global | entropy_nfes d patcher |
+bandwidth_gb .3g GB by Eq. 8
+"""
 
 
 def package(name, what):
@@ -26,6 +28,12 @@ def package(name, what):
         return importlib.import_module(name)
     except ImportError:
         raise BadInput(f"{what} needs {name}: pip install -r requirements-dev.txt") from None
+
+
+def picker(seed):
+    """-> a function pick(n) that draws a number from 0..n-1, the same ones for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda n: int(torch.randint(n, (), generator=generator))
 
 
 # ---- what is asked
@@ -67,18 +75,7 @@ def behind(examples, questions):
     return (replace(question, context=context) for question in questions)
 
 
-def picker(seed):
-    """-> a function pick(n) that draws a number from 0..n-1, the same ones for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    return lambda n: int(torch.randint(n, (), generator=generator))
-
-
-def taken(items, limit):
-    """The first `limit` items, as a list; at least one."""
-    items = list(islice(items, limit))
-    if not items:
-        raise BadInput("there are no items to evaluate on")
-    return items
+# ---- what is said of the answers
 
 
 def mean(name, values):
@@ -88,29 +85,35 @@ def mean(name, values):
     return {name: statistics.mean(values), f"{name}_se": error}
 
 
-def with_errors(row, form=".4g", error_form=".2g"):
+def with_errors(row):
     """The same row, every number that has a standard error as text with ± that, if it is known."""
     shown = dict(row)
     for name, error in row.items():
         if (known := name.removesuffix("_se")) != name:
-            shown[known] = f"{row[known]:{form}}"
-            shown[known] += "" if error is None else f" ± {error:{error_form}}"
+            shown[known] = f"{row[known]:.4g}" + ("" if error is None else f" ± {error:.2g}")
     return shown
 
 
-def report(score, made, options, **known):
-    """Print score and cost in one line, or with --json as one object.
-
-    score: what `mean` makes, of one or several names. made: Generations. known: what else there
-    is to say of the run, the number of items last.
-    """
+def cost_of(made):
+    """What Generations cost, by the JSON keys of all tasks, their passes also for each byte."""
     cost = Generation.total(made).cost()
+    passes = {key: n for key, n in cost.items() if key.endswith("_nfes")}
+    return cost | {f"{key}_per_byte": n / max(1, cost["new_bytes"]) for key, n in passes.items()}
+
+
+def show(rows, columns, options, note=""):
+    """Print rows of JSON keys: with --json an object each, else as a table with a note below."""
     if options.json:
-        return print_rows([{"task": options.task, **known, **score, **cost}])
-    shown = with_errors(score)
-    scores = ", ".join(f"{name} {shown[name]}" for name in score if not name.endswith("_se"))
-    new = "no bytes made"
-    if cost["new_bytes"]:
-        new = f"{cost['new_bytes']:,} bytes at {cost['bytes_per_second']:.0f} bytes/s"
-    run = ", ".join(map(str, known.values()))
-    return print(f"{run} items: {scores}; {new}, {PRICE.format_map(cost)}")
+        return print_rows({"task": options.task, **row} for row in rows)
+    return print(table_of(map(with_errors, rows), columns) + note)
+
+
+def report(score, made, options, **known):
+    """Show score and cost of one run.
+
+    score: what `mean` makes, of one or several names. made: a Generation for each item. known:
+    what else there is to say of the run, in words.
+    """
+    names = [name for name in (*known, *score) if not name.endswith("_se")]
+    columns = "".join(f"{name} s {name} | " for name in names) + COST
+    show([{**known, **score, "items": len(made), **cost_of(made)}], columns, options)
