@@ -29,20 +29,6 @@ from support.terminal import BadInput, Parser, print_rows, read_file, run
 # ---- the passes of a generation
 
 
-def pass_rows(mode, count):
-    """Rows of a mode's passes that draft `count` bytes a round.
-
-    -> rows of a round's first draft pass, of its later ones, of the pass that the patcher makes
-    """
-    if mode == "bltd":
-        return 2 * count, count, count  # the block before rides along with the first pass
-    if mode == "bltdv":
-        return count + 1, count, count + 1  # the decided byte rides along
-    if mode == "blt":
-        return 1, 1, 1
-    return 1, 1, count + 1
-
-
 def passes_of(mode, counters, count):
     """The passes behind a generation's counters -> Counter by (part, width).
 
@@ -51,7 +37,10 @@ def passes_of(mode, counters, count):
     K).
     """
     c, passes = counters, Counter()
-    first, later, taken = pass_rows(mode, count)
+    # Rows of a round's first draft pass and of its later ones. With the first pass over a block
+    # rides the block before, or the decided byte; all other drafts are made byte by byte.
+    first, later = {"bltd": (2 * count, count), "bltdv": (count + 1, count)}.get(mode, (1, 1))
+    taken = count if mode == "bltd" else 1  # rows of the pass that the patcher makes
     # The counters know decoder passes alone: every round has one that verifies, if the mode does,
     # over the byte decided before and those drafted, which may be fewer than `count`.
     if MODES[mode].verified and c.rounds:
@@ -95,6 +84,10 @@ def settings_of(model):
     if model.config.chain_width:
         settings.append(("bltdv", "chained, copy 16", Drafting(unmask="chained")))
     return settings
+
+
+# Sums of Generation.cost that a row of `compare` gives for one generation
+COSTS = ("decoder_nfes", "encoder_global_nfes", "entropy_nfes", "bandwidth_gb")
 
 
 def measure(model, patcher, prompts, length, settings, sampling_of):
@@ -145,10 +138,7 @@ def compare(model, patcher, prompts, settings, made):
             "distinct_4grams": distinct_4grams([output.ids for output in outputs]),
             "mean_patch": c.bytes_advanced / max(1, c.patches_closed),
             "acceptance": total.acceptance,
-            "decoder_nfes": c.decoder / n,
-            "encoder_global_nfes": c.encoder_global / n,
-            "entropy_nfes": c.entropy / n,
-            "bandwidth_gb": total.gigabytes() / n,
+            **{key: total.cost()[key] / n for key in COSTS},
             "decrease": 1 - total.gigabytes() / max(1e-12, baseline.gigabytes()),
             "bytes_per_second": total.bytes_per_second,
             "ratio": total.bytes_per_second / max(1e-9, baseline.bytes_per_second),

@@ -1,7 +1,6 @@
 """How likely a model finds what is written: bits per byte, multiple choice, a cloze of any text.
 
-Plain BLT and BLT-D alike are read through the causal mask (Fast BLT §4.2). Letters in shape
-comments: n bytes of a choice, V vocabulary.
+Plain BLT and BLT-D alike are read through the causal mask (Fast BLT §4.2).
 """
 
 import lzma
@@ -9,7 +8,6 @@ import sys
 import time
 from itertools import islice
 
-import torch
 from tqdm import tqdm
 
 from data import BOS, corpus_of, document_ids, encode
@@ -18,7 +16,7 @@ from evaluation.tasks import Choice, as_bytes, mean, picker, report, show
 from generate import bits_per_byte, finish
 from stream import Stream
 from support import checkpoint
-from support.quality import masked_accuracy
+from support.quality import log_likelihood, masked_accuracy
 from support.terminal import BadInput, progress, table
 
 COLUMNS = """
@@ -90,20 +88,15 @@ def evaluate_likelihood(model, patcher, options):
     report(score, made, options, set=options.set)
 
 
-@torch.inference_mode()
 def choice_log_likelihoods(model, patcher, item):
     """Log-likelihoods in nats of each choice after the query -> (list, Generation of no bytes)."""
-    began = time.perf_counter()
+    began, sums = time.perf_counter(), []
     choices = [encode(as_bytes(choice)) for choice in item.choices]
     stream = Stream(model, patcher, max_rollback=max(map(len, choices)) + 1)
-    # (1, V)
-    first = stream.extend([BOS, *encode(as_bytes(item.query))])[-1:]
-    end, sums = stream.length, []
+    logits = stream.extend([BOS, *encode(as_bytes(item.query))])[-1]
+    end = stream.length
     for ids in choices:
-        # (n, V); the last byte of a choice need not be processed
-        logits = torch.cat([first, stream.extend(ids[:-1])]) if len(ids) > 1 else first
-        nats = logits.double().log_softmax(-1)
-        sums.append(sum(nats[i, id_].item() for i, id_ in enumerate(ids)))
+        sums.append(log_likelihood(stream, logits, ids))
         stream.rollback(end)
     return sums, finish(stream, [], began)
 

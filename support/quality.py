@@ -27,15 +27,19 @@ def near_tie(model, patcher, prompt, ids, others, sampling, tolerance=1e-3):
 
 
 @torch.inference_mode()
+def log_likelihood(stream, logits, ids):
+    """Nats of ids behind what a Stream has taken in; logits (V,): of what comes next there."""
+    # (n, V); the last id need not be processed
+    rows = torch.cat([logits[None], stream.extend(ids[:-1])]) if len(ids) > 1 else logits[None]
+    rows, targets = rows[: len(ids)].double().cpu(), torch.tensor(ids, dtype=torch.long)
+    return -F.cross_entropy(rows, targets, reduction="sum").item()
+
+
 def output_bits(model, patcher, prompt, ids):
     """Bits per byte of an output under the model's own causal reading; ids without BOS."""
     stream = Stream(model, patcher)
-    # (n, V): after the prompt, and after each byte but the last
-    logits = [stream.prefill([BOS, *prompt])[None]]
-    if len(ids) > 1:
-        logits.append(stream.extend(ids[:-1]))
-    nats = F.cross_entropy(torch.cat(logits).float().cpu(), torch.tensor(ids))
-    return nats.item() / math.log(2)
+    nats = log_likelihood(stream, stream.prefill([BOS, *prompt]), ids)
+    return -nats / math.log(2) / len(ids)
 
 
 def distinct_4grams(outputs):

@@ -9,7 +9,6 @@ from conftest import ROOT, make_models
 
 import bandwidth
 from bandwidth import (
-    pass_rows,
     passes_of,
     read_paper,
     recompute,
@@ -139,16 +138,11 @@ def known_times(**decoder):
     )
 
 
-def test_the_rows_of_every_modes_passes():
-    """Guards: nine rows taken for K = 16, and one row for the verification of BLT-S."""
-    assert pass_rows("blt", 8) == (1, 1, 1)
-    assert pass_rows("bltd", 16) == (32, 16, 16)  # the block before rides along with the first
-    assert pass_rows("bltdv", 16) == (17, 16, 17)  # the decided byte does
-    assert pass_rows("blts", 4) == (1, 1, 5) == pass_rows("lookup", 4)
-
-
 def test_seconds_of_passes_by_hand():
-    """Each pass at its own number of rows, each call at its own number of patches."""
+    """Each pass at its own number of rows, each call at its own number of patches.
+
+    Guards: nine rows taken for K = 16, and one row for the verification of BLT-S.
+    """
     times = known_times()
 
     def check(mode, count, decoding, closing, patching, chaining=0, **counted):
