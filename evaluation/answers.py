@@ -155,28 +155,23 @@ def evaluate_miniature(options):
 
 
 def models_of(options):
-    """Plain --checkpoints as BLT and BLT-S, others as BLT-D and BLT-DV -> list of (mode, model,
-    patcher), plain BLT first.
+    """Plain --checkpoints as BLT and BLT-S, others as BLT-D and BLT-DV, by name, plain BLT first.
+
+    -> {name with the bytes drafted at once: (mode, model, patcher)}
     """
-    device, models = choose_device(options.device), []
+    device, models = choose_device(options.device), {}
     for path in options.checkpoints:
         model, patcher = (part.to(device) for part in load_model(path))
-        modes = ("bltd", "bltdv") if model.config.block_size else ("blt", "blts")
+        modes = {"BLT": "blt", f"BLT-S-{options.draft_size}": "blts"}
         if model.config.block_size:
             check_mode("bltd", model, options)
-        models += [(mode, model, patcher) for mode in modes]
-    models.sort(key=lambda known: known[1].config.block_size)
-    names = [name_of(mode, model, options) for mode, model, _ in models]
-    if len(set(names)) < len(names) or names[0] != "BLT":
+            K = size_of_blocks(model, options)
+            modes = {f"BLT-D-{K}": "bltd", f"BLT-DV-{K}": "bltdv"}
+        models |= {name: (mode, model, patcher) for name, mode in modes.items()}
+    if len(models) < 2 * len(options.checkpoints) or "BLT" not in models:
         advice = "give one plain BLT (K = 0) and one model for each block size"
-        raise BadInput(f"--checkpoints makes {', '.join(names)}: {advice}")
-    return models
-
-
-def name_of(mode, model, options):
-    """A mode as the paper has it, with the bytes that it drafts at once."""
-    drafted = options.draft_size if mode == "blts" else size_of_blocks(model, options)
-    return METHODS[mode] + f"-{drafted}" * (mode != "blt")
+        raise BadInput(f"--checkpoints makes {', '.join(models)}: {advice}")
+    return dict(sorted(models.items(), key=lambda known: known[1][1].config.block_size))
 
 
 def figure7(models, options):
@@ -187,16 +182,16 @@ def figure7(models, options):
     """
     check_allowed(options)
     # The first generation of a process is slow and would count against plain BLT.
-    answer_all(models, [Question("warm-up", "", ("\n",))], lambda *_: None, options)
+    runs = list(models.values())
+    answer_all(runs, [Question("warm-up", "", ("\n",))], lambda *_: None, options)
     answered, rows = [], []
     for task in TASKS:
         score = code_score if task == "code" else translation_score
-        answered.append(answer_all(models, test_items(task, options.limit), score, options))
-    for (mode, model, _), of_tasks in zip(models, zip(*answered)):
-        row = {"name": name_of(mode, model, options), "mode": mode}
-        row["block_size"] = model.config.block_size
+        answered.append(answer_all(runs, test_items(task, options.limit), score, options))
+    for (name, (mode, model, _)), of_tasks in zip(models.items(), zip(*answered)):
+        row = {"name": name, "mode": mode, "block_size": model.config.block_size}
         for task, (score, _) in zip(TASKS, of_tasks):
-            row |= {f"{task}_{name}": value for name, value in score.items()}
+            row |= {f"{task}_{key}": value for key, value in score.items()}
         row |= cost_of([one for _, made in of_tasks for one in made])
         row["gb_per_kilobyte"] = 1000 * row["bandwidth_gb"] / max(1, row["new_bytes"])
         right = ("fr-en_exact", "de-en_exact", "code_pass@1")

@@ -102,13 +102,11 @@ def test_items(task, count, shots=4):
 
 def training_documents():
     """-> list of (TASK/NUMBER, bytes), each of 24 examples of one task."""
-    documents = []
-    for task in TASKS:
-        count = DOCUMENTS[task] * EXAMPLES_A_DOCUMENT
-        texts = [as_example(item) for item in draw_items(task, count, held_out=False, seed=0)]
-        for i in range(0, count, EXAMPLES_A_DOCUMENT):
-            text = "".join(texts[i : i + EXAMPLES_A_DOCUMENT])
-            documents.append((f"{task}/{i:06}", text.encode()))
+    documents, size = [], EXAMPLES_A_DOCUMENT
+    for task, n in DOCUMENTS.items():
+        texts = [as_example(item) for item in draw_items(task, n * size, held_out=False, seed=0)]
+        for i in range(0, n * size, size):
+            documents.append((f"{task}/{i:06}", "".join(texts[i : i + size]).encode()))
     return sorted(documents)
 
 
