@@ -2,13 +2,11 @@
 
     python -m scripts.benchmark stream                   # a cached Stream, and the prefix anew
     python -m scripts.benchmark stream --official        # the same of transformers' BLT and ours
-    python -m scripts.benchmark train                    # a training step with blocks, and without
     python -m scripts.benchmark passes --preset blt-1b   # single passes beside the memory's speed
 
 No test is timed; this is what is.
 """
 
-import functools
 import json
 import os
 import tempfile
@@ -19,8 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import BOS, OFFSET, VOCAB, Crops, default_corpus, encode
-from diffusion import Recipe
+from data import BOS, default_corpus, encode
 from evaluation.tasks import package
 from generate import generate_uncached
 from model import BLT, PRESETS, load_model
@@ -28,10 +25,8 @@ from patcher import Patcher, PatcherConfig, calibrate
 from scripts import convert
 from stream import Stream
 from support import checkpoint, machine
-from support.optim import make_optimizer
 from support.passes import pass_seconds
-from support.terminal import BadInput, Parser, number, print_rows, run, table_of
-from train import Task, model_loss, train_step
+from support.terminal import BadInput, Parser, print_rows, run, table_of
 
 STREAM_COLUMNS = """
 context d context, bytes | cached .2f cached, ms/byte | anew .1f anew, ms/byte |
@@ -96,28 +91,6 @@ def benchmark_stream(options):
     print(table_of(stream_against_prefix(model, patcher, anew, contexts), STREAM_COLUMNS))
 
 
-def benchmark_train(options):
-    """Print seconds of training steps, and how near their arithmetic comes to the machine's."""
-    machine.keep_memory()
-    preset, dtype = PRESETS[options.preset], machine.choose_dtype("auto", "cpu")
-    s = replace(preset.training, accumulate=1)  # a step is one forward pass
-    # Random bytes in patches of 4
-    ids = torch.randint(OFFSET, VOCAB, (s.length * (s.batch + 3),))
-    crops = Crops(ids, torch.rand(len(ids)) < 0.25, s.length, seed=0)
-    flops, works = {}, {}
-    for K in (0, 8):
-        recipe = Recipe(block_size=K, after=0.0)
-        model = BLT(replace(preset.model, block_size=K)).init_weights()
-        task = Task("model", model, crops, model_loss(recipe), s, dtype)
-        flops[K] = machine.flops_per_byte(model, 4.0, recipe.cells(4.0))
-        works[K] = functools.partial(train_step, task, make_optimizer(model, s), 0, done=0.5)
-    medians, _ = machine.median_seconds_in_turn(works, options.steps)
-    for K, seconds in medians.items():
-        speed, times = s.batch * s.length / seconds, f"{seconds / medians[0]:.2f} times K = 0"
-        used = machine.arithmetic(flops[K] * speed, dtype, "cpu")
-        print(f"K = {K}: {seconds:.3f} s a step, {times}, {speed:,.0f} bytes/s, {used}")
-
-
 def random_model(name, device):
     """A preset's BLT of random weights, its n-gram tables shrunk. Raises BadInput if too large."""
     with torch.device("meta"):
@@ -160,18 +133,16 @@ def benchmark_passes(options):
     print(table_of(rows, PASS_COLUMNS))
 
 
-WORKS = {"stream": benchmark_stream, "train": benchmark_train, "passes": benchmark_passes}
+WORKS = {"stream": benchmark_stream, "passes": benchmark_passes}
 
 
 def options_from(argv):
     parser = Parser(prog="scripts.benchmark", description="Speed, measured on this machine.")
     what = parser.add_subparsers(dest="what", required=True, metavar="|".join(WORKS))
     parsers = [what.add_parser(name, help=work.__doc__) for name, work in WORKS.items()]
-    stream, train, passes = (parser.add_argument for parser in parsers)
+    stream, passes = (parser.add_argument for parser in parsers)
     stream("--checkpoint", help="whose Stream (default: the newest model there is)")
     stream("--official", action="store_true", help="small random official weights instead")
-    train("--preset", default="tiny", choices=PRESETS, help="size of the model")
-    train("--steps", type=number(int, 4), default=20, help="steps of each kind")
     passes("--preset", default="blt-1b", choices=PRESETS, help="whose shapes")
     passes("--device", default="cpu", help="cpu, cuda, ... or auto")
     passes("--json", action="store_true", help="one JSON object a row and nothing else")
