@@ -143,7 +143,6 @@ def test_bad_input_is_one_line(trained_file, tmp_path):
     expected = {
         ("benchmark", "passes", "--device", "warp", "--preset", "nano"): "no device 'warp'",
         ("benchmark", "race"): "race",
-        ("benchmark", "train", "--steps", "3"): "3",
         ("export", "gone.pt", "small.pt"): "no checkpoint at gone.pt",
         ("export", trained_file, "no/such/folder.pt"): "can't write",
         ("figures", "paper", "--out-dir", "no/such"): "no folder no/such",
