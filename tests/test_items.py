@@ -1,16 +1,19 @@
 """Readers on made-up items of the same form; the generated tasks; the executor's limits."""
 
 import bz2
+import contextlib
 import gzip
 import json
 import os
+import pathlib
 import re
+import time
 from itertools import islice
 
 import pytest
 
 from data import Corpus, corpus_of
-from evaluation import miniature
+from evaluation import execute, miniature
 from evaluation.benchmarks import PROGRAMS, READERS, read_items
 from evaluation.execute import run_program
 from evaluation.tasks import Choice, as_example, translation
@@ -277,9 +280,7 @@ def test_miniature_text_goes_to_a_new_or_empty_folder(tmp_path, monkeypatch):
         ("import os; os.system('true')", "failed"),
         ("import socket; socket.create_connection(('localhost', 9))", "failed"),
         ("open('own', 'w').write('x'); assert open('own').read() == 'x'", "passed"),
-        ("open('big', 'wb').write(bytes(50 << 20))", "failed"),
         ("print('x' * 10 ** 6)", "passed"),
-        ("def f(): return f()\nf()", "failed"),
         ("input()", "failed"),
         ("x = '\udc80'", "failed"),
         ("import os\nfor n in range(3, 9): os.write(n, b'\\xff')", "failed"),
@@ -306,6 +307,126 @@ def test_executor_keeps_files_outside_as_they_are(tmp_path, monkeypatch):
         run_program(f"try:\n    {attempt}\nexcept Exception:\n    pass\n")
         assert run_program(attempt) == "failed", attempt
     assert mine.read_text() == "kept" and os.listdir(tmp_path) == ["mine"]
+
+
+# What once crashed the evaluation, passed untested, or wrote outside the folder. OUT: a folder that
+# is not the program's, with a file `mine` in it. Each must fail, and none may change OUT.
+ATTACKS = {
+    "exit-0": "import sys; sys.exit(0)",
+    "exit-none": "raise SystemExit",
+    "os-exit": "import os; os._exit(0)",
+    "posix-exit": "import posix; posix._exit(0)",
+    "abort": "import os; os.abort()",
+    "quit": "quit()",
+    "keyboard": "raise KeyboardInterrupt",
+    "exec-true": "import os; os.execv('/bin/true', ['true'])",
+    "kill-itself": "import os; os.kill(os.getpid(), 9)",
+    "kill-parent": "import os; os.kill(os.getppid(), 9); 1 / 0",
+    "kill-group": "import os; os.killpg(0, 9)",
+    "token-in-main": """
+import __main__, os
+for value in list(vars(__main__).values()):
+    for number in range(64):
+        try:
+            os.write(number, str(value).encode())
+        except OSError:
+            pass
+1 / 0""",
+    "main-has-no-harness": "import __main__; __main__.leave(0)",
+    "answers-nothing": "import atexit, os; atexit.register(print); raise SystemExit(0)",
+    "fork": "import os; os.fork()",
+    "fork-exec": "import multiprocessing; multiprocessing.Process(target=print).start()",
+    "pool": "import concurrent.futures as c; c.ProcessPoolExecutor(1).submit(print).result()",
+    "pty": "import pty; pty.spawn('true')",
+    "udp": "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
+    "http": "import urllib.request as u; u.urlopen('http://127.0.0.1:9/')",
+    "sqlite": "import sqlite3; sqlite3.connect(OUT + '/new.db').execute('create table t(x)')",
+    "dbm": "import dbm.dumb; dbm.dumb.open(OUT + '/new', 'c')['a'] = 'b'",
+    "shelve": "import shelve; shelve.open(OUT + '/new')['a'] = 1",
+    "mkfifo": "import os; os.mkfifo(OUT + '/new')",
+    "mknod": "import os; os.mknod(OUT + '/new')",
+    "mkdir": "import os; os.mkdir(OUT + '/new')",
+    "dir-fd-open": "import os; os.open('new', 66, dir_fd=os.open(OUT, 0))",
+    "dir-fd-remove": "import os; os.remove('mine', dir_fd=os.open(OUT, 0))",
+    "readline": "import readline; readline.write_history_file(OUT + '/new')",
+    "readline-append": "import readline; readline.append_history_file(1, OUT + '/mine')",
+    "hard-link": "import os; os.link(OUT + '/mine', 'x'); open('x', 'w')",
+    "move-in": "import shutil; shutil.move(OUT + '/mine', 'x')",
+    "truncate": "import os; os.truncate(OUT + '/mine', 0)",
+    "chmod": "import os; os.chmod(OUT + '/mine', 0)",
+    "utime": "import os; os.utime(OUT + '/mine', (0, 0))",
+    "logging": "import logging; logging.FileHandler(OUT + '/new')",
+    "zip": "import zipfile; zipfile.ZipFile(OUT + '/new', 'w')",
+    "mmap": "import mmap; f = open(OUT + '/mine', 'r+b'); mmap.mmap(f.fileno(), 0)[0] = 0",
+    "ctypes": "import ctypes; ctypes.CDLL(None).unlink((OUT + '/mine').encode())",
+    "raise-limits": "import resource as r; r.setrlimit(r.RLIMIT_AS, (-1, -1))",
+    "memory": "x = [bytes(1 << 20) for _ in range(1 << 12)]",
+    "one-large-file": "open('big', 'wb').write(bytes(50 << 20))",
+    "deep-recursion": "f = lambda: f()\nf()",
+    "deep-source": "(" * 5000 + ")" * 5000,
+    "nul": "x = 1\0",
+    "not-utf-8": "x = '\udc80'",
+}
+# Must pass: output of any kind, threads and files of its own where these are allowed
+HARMLESS = {
+    "output-not-utf-8": r"import sys; sys.stdout.buffer.write(b'\xff\xfe' * 9999)",
+    "output-to-1": r"import os; os.write(1, b'\x80'); os.write(2, b'\x80')",
+    "closed-output": "import sys; sys.stdout.close(); sys.stderr.close()",
+    "files": "import os; os.mkdir('d'); open('d/f', 'w').write('x'); os.remove('d/f')",
+    "temporary": "import tempfile; tempfile.TemporaryFile().write(b'x')",
+    "sqlite-own": "import sqlite3; sqlite3.connect('own.db').execute('create table t(x)')",
+    "sqlite-memory": "import sqlite3; sqlite3.connect(':memory:').execute('create table t(x)')",
+    "main": "if __name__ == '__main__': x = 1\nassert x == 1",
+    "main-by-name": "y = 2\nimport __main__; assert __main__.y == 2",
+    "dataclass": "import dataclasses as d\n@d.dataclass\nclass A: x: int\nassert A(1) == A(1)",
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_and_accidents_fail_and_change_nothing(name, tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    before = (tmp_path / "mine").stat()
+    # Seconds enough for a machine that is busy: each ends by itself.
+    source = f"OUT = {str(tmp_path)!r}\n{ATTACKS[name]}"
+    assert run_program(source, seconds=60.0) == "failed"
+    about = (tmp_path / "mine").stat()
+    assert os.listdir(tmp_path) == ["mine"] and (tmp_path / "mine").read_text() == "kept"
+    assert (about.st_mode, about.st_mtime, about.st_nlink) == (before.st_mode, before.st_mtime, 1)
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_harmless_programs_pass(name):
+    assert run_program(HARMLESS[name], seconds=60.0) == "passed"
+
+
+def test_shared_memory_of_others_is_out_of_reach():
+    source = "from multiprocessing.shared_memory import SharedMemory as S\nS('fast-blt', True, 99)"
+    run_program(source)
+    assert not os.path.exists("/dev/shm/fast-blt")
+
+
+def test_a_program_that_hides_from_its_group_ends_too(tmp_path, monkeypatch):
+    """It leaves the group that is killed, ignores signals, and sleeps."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    hide = "import os, signal, time; os.setsid(); signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    assert run_program(f"{hide}\ntime.sleep(60)", seconds=1.0) == "timed out"
+    time.sleep(0.2)
+    for entry in pathlib.Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            assert str(tmp_path / "program-").encode() not in entry.read_bytes()
+
+
+def test_a_full_folder_is_its_own():
+    """Many files fill the program's disk and nothing else: fails where it has one, and is gone."""
+    source = "for i in range(40): open(f'{i}', 'wb').write(bytes(2 << 20))\nassert 0"
+    assert run_program(source, seconds=60.0) == "failed"
+
+
+def test_what_is_missing_is_said_once(monkeypatch, capsys):
+    execute.warn.cache_clear()
+    for _ in range(2):
+        execute.warn("without a net (here)")
+    assert capsys.readouterr().err == "note: programs run without a net (here)\n"
 
 
 @pytest.mark.slow
