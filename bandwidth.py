@@ -2,6 +2,7 @@
 
     python bandwidth.py --paper                     # the paper's Tables 3-10 recomputed
     python bandwidth.py --checkpoint checkpoint.pt  # every mode and setting of a model, measured
+    python bandwidth.py --plot tradeoff.png         # the same, and a picture of it
 
 Eq. 8 itself is generate.gigabytes; single passes are timed in support/passes.py. Letters in
 comments: K block size, k draft size, M patches.
@@ -22,6 +23,7 @@ from support.flags import Only, add_sampling
 from support.machine import memory_bandwidth
 from support.paper import print_paper, read_paper, recompute
 from support.passes import pass_seconds, settle_threads
+from support.plots import draw_tradeoff, plot_path
 from support.quality import distinct_4grams, output_bits
 from support.show import print_measured
 from support.terminal import BadInput, Parser, print_rows, read_file, run
@@ -170,6 +172,7 @@ def options_from(argv):
     add("--prompts", metavar="FILE", help="one a line (default: four held-out places)")
     add_sampling(Only(parser, "bytes temperature top-p seed"))
     add("--json", action="store_true", help="one JSON object a row and nothing else")
+    add("--plot", metavar="FILE", type=plot_path, help="draw quality against cost, PNG or SVG")
     return parser.parse_args(argv)
 
 
@@ -186,6 +189,10 @@ def main(argv=None):
         sampling_of = functools.partial(Sampling, o.temperature, o.top_p, True, o.seed)
         made = measure(model, patcher, prompts, options.bytes, settings, sampling_of)
         rows, times = compare(model, patcher, prompts, settings, made)
+        if options.plot:
+            drawn = f"temperature {o.temperature:g}" if o.temperature else "greedy"
+            title = f"Every mode of one model, {o.bytes} bytes for each prompt, {drawn}"
+            draw_tradeoff(options.plot, rows, title)
     if options.json:
         print_rows(rows)
     elif options.paper:

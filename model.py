@@ -13,7 +13,7 @@ heads, C head width.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -342,10 +342,11 @@ def model_from(saved, **changes):
     In float32, or `as_stored`: in the number format and the memory of the file. A chained head that
     it has not yet is new.
     """
-    config, known = BLTConfig(**{**saved["config"], **changes}), saved["model"]
-    if config.chain_width and not saved["config"].get("chain_width"):
-        known = {**BLT(config).init_weights().state_dict(), **known}
-    return checkpoint.build(BLT, config, known, saved.get("as_stored"))
+    known = checkpoint.config_from(BLTConfig, saved, "config")
+    config = replace(known, **changes)
+    if config.chain_width and not known.chain_width:
+        saved = {**saved, "model": {**BLT(config).init_weights().state_dict(), **saved["model"]}}
+    return checkpoint.build(BLT, config, saved, "model", saved.get("as_stored"))
 
 
 def load_model(path):
@@ -355,6 +356,9 @@ def load_model(path):
         advice = f"go on with `python train.py --resume {path}`"
         raise BadInput(f"{path} holds a patcher but no model yet: {advice}")
     model, patcher = model_from(saved), patcher_from(saved)
+    longest = model.config.max_patch
+    if longest and not 0 < patcher.config.max_patch <= longest:
+        raise checkpoint.damaged(saved, f"its model takes patches of {longest} bytes at most")
     for part in (model, patcher):
         if next(part.parameters()).dtype == torch.float32:
             make_lean(part)

@@ -253,7 +253,8 @@ def calibrate(patcher, documents, target=4.0):
 
 def patcher_from(saved):
     """The Patcher of a loaded checkpoint, in float32."""
-    return checkpoint.build(Patcher, PatcherConfig(**saved["patcher_config"]), saved["patcher"])
+    config = checkpoint.config_from(PatcherConfig, saved, "patcher_config")
+    return checkpoint.build(Patcher, config, saved, "patcher")
 
 
 @torch.no_grad()
@@ -288,8 +289,8 @@ def options_from(argv):
     parser.add_argument("--checkpoint", help="whose entropy model and threshold to use")
     parser.add_argument("--kind", choices=KINDS, help="another rule than the checkpoint's")
     help_ = "nats; default: the checkpoint's, for another --kind what makes patches of 4 bytes here"
-    parser.add_argument("--threshold", type=float, help=help_)
-    parser.add_argument("--max-patch", type=number(int, 1), help="another limit in bytes")
+    parser.add_argument("--threshold", type=number(float, -100, 100), help=help_)
+    parser.add_argument("--max-patch", type=number(int, 1, 1 << 20), help="another limit in bytes")
     return parser.parse_args(argv)
 
 

@@ -36,7 +36,6 @@ from support.terminal import run as run_script
 PATCHER_SHARE = 0.07  # of the minutes, for the entropy model; finding patches takes as long again
 RESERVE = 0.10  # of the minutes, for the final validation and a sample
 TIMED_SHARE = 0.02  # of a stage's seconds, to find out how many steps fit into the rest
-SAVE_SECONDS = 120  # a crash loses at most so much
 
 # ---- one step
 
@@ -180,18 +179,20 @@ def train_stage(run, task, steps, share=1.0, after=1.0, validate=None):
         if run.step == run.steps:
             return  # what follows the last step saves anyway
         if interrupt.asked:
-            save(run, optimizer)
+            save(run, optimizer, wait=True)
             go_on = f"go on with: python train.py --resume {run.out}"
             tqdm.write(f"saved {run.out} at step {run.step}; {go_on}", file=sys.stderr)
             raise KeyboardInterrupt
-        if time.perf_counter() - run.saved > SAVE_SECONDS:
+        if time.perf_counter() - run.saved > run.save_every:
             save(run, optimizer)
             if validate:
                 validate()
 
     with Interrupt() as interrupt:
         speed = fit(task, optimizer, run, after_step)
-    save(run, optimizer)
+        save(run, optimizer, wait=interrupt.asked)
+    if interrupt.asked:  # during the last step
+        raise KeyboardInterrupt
     return speed
 
 
@@ -271,7 +272,7 @@ def finish(run, held_out):
         run.results |= {"masked_accuracy": accuracy, "masked_bits_per_byte": masked_bits}
         right = "right by position in the block: " + " ".join(f"{x:.0%}" for x in accuracy)
         print(f"wholly masked blocks of {K}: {masked_bits:.3f} bits per byte, {right}")
-    save(run)
+    save(run, wait=True)
     print(f"\n{written(run, 200).decode('utf-8', 'replace')}\n")
     print(f"{run.seconds / 60:.1f} minutes; wrote {run.out}")
 
@@ -283,12 +284,15 @@ def options_from(argv):
 def main(argv=None):
     """All of a training, in the order in which it happens."""
     keep_memory()
-    run = begin(options_from(argv))
+    options = options_from(argv)
+    run = begin(options)
+    run.save_every = options.save_every  # of this process, and no part of the run
     print(run.corpus.describe())
     train, held_out = ([document_ids(d) for d in part] for part in run.corpus.split())
     if not train or not held_out:
         size = run.corpus.size
         raise BadInput(f"the corpus is too small to train on and to validate with: {size} bytes")
+    Crops(range(sum(map(len, train))), None, run.settings.length, 0)  # too little is refused now
     if run.stage == "patcher":
         train_patcher(run, train, held_out)
     closes = find_patches(run.patcher, train, run.device)

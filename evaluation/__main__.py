@@ -24,10 +24,10 @@ from evaluation.benchmarks import CHOICES, PROGRAMS, READERS, TRANSLATIONS
 from evaluation.diversity import evaluate_diversity
 from evaluation.likelihood import evaluate_bpb, evaluate_likelihood
 from evaluation.miniature import TASKS
-from evaluation.plots import plot_path
 from sample import load
 from speculate import MODES, Drafting
 from support.flags import Only, add_checkpoint, add_mode, add_sampling
+from support.plots import plot_path
 from support.terminal import BadInput, Parser, number, run
 
 

@@ -13,13 +13,13 @@ from data import corpus_of, decode, encode
 from evaluation.benchmarks import read_items
 from evaluation.execute import run_program
 from evaluation.miniature import TASKS, test_items, write
-from evaluation.plots import METHODS, Mark, draw
-from evaluation.tasks import Question, as_bytes, cost_of, mean, package, report, show
+from evaluation.tasks import Question, as_bytes, cost_of, mean, report, show
 from model import load_model
 from sample import sampling_of
 from speculate import check_mode, run_mode, size_of_blocks
 from support.machine import choose_device
-from support.terminal import BadInput
+from support.plots import METHODS, Mark, draw
+from support.terminal import BadInput, package
 
 RESAMPLES = 50  # of the items, for standard errors of scores that are no means
 COLUMNS = """
@@ -106,8 +106,10 @@ def evaluate_code(model, patcher, options):
 
     An answer has at most 512 bytes, or 256 for mbpp and for code, one-line functions that are made
     here. Programs run in a process of their own, with limits on time, memory, files and processes.
-    That ends accidents; it is NO SECURITY SANDBOX. Run models that you do not trust in a container
-    or virtual machine.
+    That ends accidents; it is NO SECURITY SANDBOX. Still possible: to read whatever you may read,
+    to use up 5 seconds and 1 GB, and to pass untested by looking for the harness in frames (sys,
+    inspect, gc) or by redefining what the tests call. Run models that you do not trust in a
+    container or virtual machine.
     """
     check_allowed(options)
     score_answers(model, patcher, options, code_score)

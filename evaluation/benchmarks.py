@@ -14,7 +14,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 from evaluation.tasks import Choice, Question, as_bytes, as_example, behind, translation
-from support.terminal import BadInput
+from support.terminal import BadInput, check_regular
 
 # What ends the body of a function: the next line that is not indented.
 STATEMENTS = ("def ", "class ", "if ", "for ", "print", "assert ", "import ", "from ")
@@ -26,6 +26,8 @@ TOP_LEVEL = tuple("\n" + start for start in (*STATEMENTS, "#", "@", '"""'))
 
 def lines_of(path, opener=open):
     """Lines of a text file. Only \\n ends one: others that Unicode knows occur inside of items."""
+    if Path(path).exists():
+        check_regular(path, "the items in")
     try:
         with opener(path, "rt", encoding="utf-8", newline="\n") as file:
             for line in file:
@@ -165,7 +167,7 @@ def read_items(name, folder, limit=None):
         for item in items:
             texts = (item.query, *item.choices) if isinstance(item, Choice) else [as_example(item)]
             as_bytes("".join(texts))  # raises ValueError or TypeError for what is no text
-    except (KeyError, IndexError, ValueError, TypeError, csv.Error) as problem:
+    except (KeyError, IndexError, ValueError, TypeError, csv.Error, RecursionError) as problem:
         form = f"have another form than expected ({type(problem).__name__}: {problem})"
         raise BadInput(f"the items of {name} in {folder} {form}") from None
     if not items:

@@ -3,7 +3,6 @@
 Whatever items were read from or made by, they are Choices or Questions.
 """
 
-import importlib
 import math
 import statistics
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import torch
 
 from data import name_bytes
 from generate import Generation
-from support.terminal import BadInput, print_rows, table_of
+from support.terminal import print_rows, table_of
 
 as_bytes = name_bytes  # text is made of bytes as file names are: those that are no UTF-8 too
 COST = """
@@ -20,14 +19,6 @@ items d items | new_bytes d bytes | bytes_per_second .0f bytes/s | seconds .1f s
 decoder_nfes d decoder NFEs | encoder_global_nfes d encoder/global | entropy_nfes d patcher |
 bandwidth_gb .3g GB by Eq. 8
 """
-
-
-def package(name, what):
-    """A package that only evaluations need. Raises BadInput, which says what needs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise BadInput(f"{what} needs {name}: pip install -r requirements-dev.txt") from None
 
 
 def picker(seed):

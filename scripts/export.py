@@ -10,21 +10,19 @@ import os
 
 from data import corpus_of, document_ids
 from generate import bits_per_byte
-from model import load_model
-from patcher import calibrate
+from model import model_from
+from patcher import calibrate, patcher_from
 from support import checkpoint
 from support.terminal import BadInput, Parser, run
 
 
-def corpus_behind(saved, source, target):
+def corpus_behind(saved, source):
     """The corpus that a checkpoint was trained on.
 
-    Raises BadInput where it is another by now, for a source that can't be exported, and for a
-    target that would replace it.
+    Raises BadInput where it is another by now, and for a source that can't be exported.
     """
-    if os.path.exists(target) and os.path.samefile(source, target):
-        raise BadInput(f"{target} would replace what it is made of: give another file to write")
-    if "asked" not in saved or "validation_bits_per_byte" not in saved["results"]:
+    finished = saved["model"] and "validation_bits_per_byte" in saved["results"]
+    if not finished or not {"asked", "corpus"} <= saved.keys():
         problem = "is no finished training run: give a checkpoint that train.py wrote to its end"
         raise BadInput(f"{source} {problem}")
     corpus = corpus_of(saved["asked"]["data"])
@@ -34,9 +32,9 @@ def corpus_behind(saved, source, target):
     return corpus
 
 
-def measure_again(small, target, corpus):
-    """Calibrate and validate the rounded weights in `target`; `small`, its contents, is updated."""
-    model, patcher = load_model(target)  # as everyone will have it
+def measure_again(small, corpus):
+    """Calibrate and validate the rounded weights of `small`, which is updated."""
+    model, patcher = model_from(small), patcher_from(small)
     held_out = [document_ids(data) for data in corpus.split()[1]]
     if patcher.needs_entropy:
         small["results"]["mean_patch_held_out"] = calibrate(patcher, held_out)
@@ -55,14 +53,15 @@ def options_from(argv):
 def main(argv=None):
     options = options_from(argv)
     saved = checkpoint.load(options.source)
-    corpus = corpus_behind(saved, options.source, options.target)
+    checkpoint.check_target(options.target, [options.source])
+    corpus = corpus_behind(saved, options.source)
+    model_from(saved), patcher_from(saved)  # which refuse what is damaged
     small = {key: saved[key] for key in ("config", "patcher_config", "corpus", "results")}
     for part in ("model", "patcher"):
         small[part] = {name: tensor.half() for name, tensor in saved[part].items()}
     small["data"] = saved["asked"]["data"]
-    checkpoint.save(options.target, small)
     before = small["patcher_config"]["threshold"]
-    measure_again(small, options.target, corpus)
+    measure_again(small, corpus)
     checkpoint.save(options.target, small)
     after, bits = small["patcher_config"]["threshold"], small["results"]["validation_bits_per_byte"]
     patch, size = small["results"]["mean_patch_held_out"], os.path.getsize(options.target)

@@ -7,7 +7,13 @@ from support import checkpoint
 from support.optim import OPTIMIZERS
 from support.terminal import BadInput, Parser, number
 
-COUNT, POSITIVE, SHARE = number(int, 1), number(float, 0, above=True), number(float, 0, 1)
+COUNT, SHARE, LAYERS = number(int, 1, 1 << 31), number(float, 0, 1), number(int, 1, 1000)
+POSITIVE, WEIGHT = number(float, 0, 1e6, above=True), number(float, 0, 1e6)
+
+
+def temperature_of(text):
+    """An argparse type: 0, or what float32 logits can be divided by."""
+    return number(float, 0 if float(text) == 0 else 1e-4, 1e4)(text)
 
 
 class Only:
@@ -50,10 +56,10 @@ def add_checkpoint(parser):
 def add_sampling(parser, bytes=256, temperature=0.0):
     """--bytes, and the flags of generate.Sampling."""
     add = parser.add_argument
-    add("--bytes", type=COUNT, default=bytes, help="most bytes to generate")
-    add("--temperature", type=number(float, 0), default=temperature, help="0 is greedy")
+    add("--bytes", type=number(int, 1, 1 << 24), default=bytes, help="most bytes to generate")
+    add("--temperature", type=temperature_of, default=temperature, help="0 is greedy")
     help_ = "draw from the fewest bytes that hold this much probability"
-    add("--top-p", type=number(float, 0, 1, above=True), default=1.0, help=help_)
+    add("--top-p", type=number(float, 1e-6, 1), default=1.0, help=help_)
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the draws")
     add("--ignore-eos", action="store_true", help="never end before the byte budget")
 
@@ -67,9 +73,9 @@ def add_mode(parser, modes, rules):
     help_ = "how a block is filled (default: confidence for bltd, chained or one-step for bltdv)"
     add("--unmask", choices=rules, help=help_)
     help_ = "threshold of confidence (bltd 0.7, bltdv 0.3) and of a chained draft (bltdv 0.05)"
-    add("--alpha", type=number(float, 0), help=help_)
+    add("--alpha", type=WEIGHT, help=help_)
     help_ = "nats of entropy a step may unmask (default: 1.0 for bltd, 1.5 for bltdv)"
-    add("--gamma", type=number(float, 0), help=help_)
+    add("--gamma", type=WEIGHT, help=help_)
     help_ = "paper: encode everything decided before each draft or block, the open patch too"
     add("--rounds", choices=("ours", "paper"), default="ours", help=help_)
     help_ = "bytes that bltdv drafts by lookup instead where the text repeats (default: 16 beside "
@@ -90,28 +96,30 @@ def training_parser(presets, block_sizes, recipes, patchers):
     add("--recipe", choices=recipes, help="how blocks are trained (default: ours, measured best)")
     add("--block-starts", dest="starts", choices=("any", "patch"), help="where blocks start")
     help_ = "cells of blocks beside each byte of text; 0: a block at every patch start"
-    add("--cells-per-byte", type=number(float, 0), help=help_)
+    add("--cells-per-byte", type=number(float, 0, 64), help=help_)
     add("--noise", choices=("block", "sequence"), help="what has a noise level t of its own")
     add("--full-share", type=SHARE, help="share of blocks that are masked whole")
-    add("--mask-weight", type=number(float, 0), help="λ, weight of hidden cells in the loss")
+    add("--mask-weight", type=WEIGHT, help="λ, weight of hidden cells in the loss")
     add("--block-after", dest="after", type=SHARE, help="share of the steps before blocks join")
-    add("--chain-width", type=number(int, 0), help="state of the head that chains cells; 0: none")
+    add("--chain-width", type=number(int, 0, 1 << 16), help="state of the chained head; 0: none")
     add("--patcher", choices=patchers, help="what decides where patches end (default: entropy)")
-    add("--patch-size", type=number(float, 1), help="mean bytes of a patch (default: 4)")
+    add("--patch-size", type=number(float, 1, 64), help="mean bytes of a patch (default: 4)")
     add("--max-patch", type=number(int, 1, 64), help="most bytes of a patch (default: 8)")
     help_ = "the entropy model forgets at newlines, as BLT's does"
     add("--reset-at-newline", action="store_true", default=None, help=help_)
-    add("--decoder-layers", type=COUNT, help="instead of the preset's")
-    add("--global-layers", type=COUNT, help="instead of the preset's")
+    add("--decoder-layers", type=LAYERS, help="instead of the preset's")
+    add("--global-layers", type=LAYERS, help="instead of the preset's")
     add("--ngram-table-size", type=COUNT, help="entries of a table, not the preset's")
     add("--optimizer", choices=OPTIMIZERS, help="muon: for hidden matrices; adamw: as the paper")
-    add("--lr", type=POSITIVE, help="peak learning rate instead of the preset's")
-    add("--batch", type=COUNT, help="crops in a forward pass instead of the preset's")
-    add("--length", type=number(int, 8), help="bytes in a crop instead of the preset's")
+    add("--lr", type=number(float, 0, 10, above=True), help="its peak, not the preset's")
+    add("--batch", type=number(int, 1, 1 << 16), help="crops in a forward pass")
+    add("--length", type=number(int, 8, 1 << 20), help="bytes in a crop")
     add("--seed", type=number(int, 0, 2**31), help="of weights and of the order of the text")
     add("--dtype", choices=("auto", "float32", "bfloat16"), help="auto, the default, measures")
     add("--device", default="auto", help="cpu, cuda or mps (default: the best there is)")
     add("--out", help=f"to write (default: the one resumed, or {checkpoint.DEFAULT})")
+    help_ = "seconds between saves: what a kill or a crash may lose"
+    add("--save-every", type=WEIGHT, default=120.0, metavar="SECONDS", help=help_)
     add = parser.add_mutually_exclusive_group().add_argument
     add("--init-from", metavar="FILE", help="begin with its weights, patcher and settings")
     add("--resume", metavar="FILE", help="go on with this interrupted run, all its settings")
@@ -123,4 +131,5 @@ def refuse_changes(parser, given, known, why):
     flags = {action.dest: action.option_strings[0] for action in parser._actions if action.dest}
     for name, value in given.items():
         if name in known and value != known[name]:
-            raise BadInput(f"{flags[name]} {value} {why} {known[name]}")
+            typed = " ".join(map(str, value)) if isinstance(value, list) else value
+            raise BadInput(f"{flags[name]} {typed} {why} {known[name]}")

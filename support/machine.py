@@ -80,7 +80,7 @@ def choose_device(name):
     """A device name, or auto for the best there is. Raises BadInput for one that isn't here."""
     if name != "auto":
         try:
-            torch.zeros(1, device=name)
+            torch.zeros(1, device=name).item()  # meta has no numbers
         except (RuntimeError, AssertionError, NotImplementedError):
             problem = f"there is no device '{name}' here: give cpu, or leave --device out"
             raise BadInput(problem) from None

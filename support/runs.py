@@ -1,21 +1,24 @@
 """Where a training run comes from, all that it is, and the file it is kept in."""
 
-import os
+import sys
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
+from tqdm import tqdm
 
 from data import Corpus, corpus_of
 from diffusion import SIZES, check_block_size
 from model import BLT, PRESETS, BLTConfig, model_from
-from patcher import KINDS, Patcher, patcher_from
+from patcher import KINDS, Patcher, PatcherConfig, patcher_from
 from support import checkpoint
 from support.flags import refuse_changes, training_parser
 from support.machine import bfloat16_gain, choose_device, choose_dtype
+from support.optim import make_optimizer
 from support.presets import RECIPES, Recipe, TrainingSettings
 from support.terminal import BadInput
 
+RETRY = 10  # seconds until a save that failed is tried again, where nothing else is to do
 # What flags may change of a preset's shape
 SHAPE = ("max_patch", "decoder_layers", "global_layers", "ngram_table_size")
 
@@ -36,6 +39,7 @@ class Run:
     steps: int | None = None  # None: not known yet
     optimizer: dict | None = None  # its state when the run was last saved
     results: dict = field(default_factory=dict)
+    save_every: float = 120.0  # seconds
     began: float = field(default_factory=time.perf_counter)
     saved: float = field(default_factory=time.perf_counter)
 
@@ -97,23 +101,38 @@ def initialised(asked, out, device, saved):
 
 def resumed(out, device, saved):
     """The interrupted run of a loaded checkpoint, where it was."""
-    corpus, asked = corpus_of(saved["asked"]["data"]), saved["asked"]
+    asked = saved["asked"]
+    try:  # their bounds are those of a run that begins
+        for action in PARSER._actions:
+            if action.dest != "data" and type(asked.get(action.dest)) in (int, float, str):
+                PARSER.parse_args([action.option_strings[0], str(asked[action.dest])])
+    except BadInput as problem:
+        raise checkpoint.damaged(saved, problem) from None
+    corpus = corpus_of(asked["data"])
     if saved["corpus"]["sha256"] != corpus.sha256:
         raise BadInput("the corpus is not the one this run began with: its hash has changed")
     if saved["model"]:
         model = model_from(saved)
     else:  # it was still at its patcher
-        model = new_model(BLTConfig(**saved["config"]), asked["seed"])
-    patcher, dtype = patcher_from(saved), getattr(torch, saved["dtype"])
+        model = new_model(checkpoint.config_from(BLTConfig, saved, "config"), asked["seed"])
+    patcher, dtype = patcher_from(saved), choose_dtype(saved["dtype"], device)
     run = Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype)
     run.stage, run.step, run.steps = (saved["progress"][k] for k in ("stage", "step", "steps"))
     run.optimizer, run.results = saved["optimizer"], saved["results"]
+    if run.stage not in ("patcher", "model") or not 0 <= run.step <= (run.steps or 0):
+        raise ValueError(f"progress is {saved['progress']}, which can't be")
+    if run.optimizer:  # broken, it would fail later
+        module = run.model if run.stage == "model" else run.patcher.model
+        make_optimizer(module, run.settings).load_state_dict(run.optimizer)
     torch.set_rng_state(saved["rng"])  # last: building modules draws from it
     return run
 
 
-def save(run, optimizer=None):
-    """Everything that --resume and generation need, in one file. optimizer: the one at work."""
+def save(run, optimizer=None, wait=False):
+    """Everything that --resume and generation need, in one file. optimizer: the one at work.
+
+    Where it can't be written, training goes on until the next save; wait: until it can be.
+    """
     corpus, run.saved = run.corpus, time.perf_counter()
     if optimizer:
         run.optimizer = optimizer.state_dict()
@@ -130,7 +149,14 @@ def save(run, optimizer=None):
         "results": run.results,
         "corpus": {"origin": corpus.origin, "bytes": corpus.size, "sha256": corpus.sha256},
     }
-    checkpoint.save(run.out, contents)
+    while True:
+        try:
+            return checkpoint.save(run.out, contents)
+        except BadInput as problem:
+            tqdm.write(f"{problem}; the old file is kept, and it is tried again", file=sys.stderr)
+        if not wait:
+            return
+        time.sleep(RETRY)
 
 
 PARSER = training_parser(PRESETS, (0, *SIZES), RECIPES, KINDS)
@@ -157,12 +183,13 @@ def defaults(preset, recipe, optimizer):
 
 def known_of(saved):
     """What a loaded checkpoint says of the flags that shape it. Raises BadInput for no preset's."""
-    config, patcher, asked = saved["config"], saved["patcher_config"], saved.get("asked", {})
-    known = {name: config[name] for name in SHAPE}
-    if config.get("chain_width"):
+    config = asdict(checkpoint.config_from(BLTConfig, saved, "config"))
+    patcher = asdict(checkpoint.config_from(PatcherConfig, saved, "patcher_config"))
+    asked, known = saved.get("asked", {}), {name: config[name] for name in SHAPE}
+    if config["chain_width"]:
         known["chain_width"] = config["chain_width"]
     known |= {"patcher": patcher["kind"], "max_patch": patcher["max_patch"]}
-    known["reset_at_newline"] = patcher.get("reset_at_newline", False)
+    known["reset_at_newline"] = patcher["reset_at_newline"]
     known["patch_size"] = asked.get("patch_size", 4.0)
     if "preset" in asked:
         return known | {"preset": asked["preset"]}
@@ -176,11 +203,9 @@ def known_of(saved):
 def begin(options):
     """The run that the flags ask for."""
     out, device = options.out or options.resume or checkpoint.DEFAULT, choose_device(options.device)
-    if not os.path.isdir(os.path.dirname(out) or "."):
-        raise BadInput(f"there is no folder to write {out} in")
-    if os.path.exists(out):
-        checkpoint.load(out)  # refused now rather than after minutes, if it is another file
-    kept_apart = ("out", "device", "resume", "init_from")
+    # Refused now rather than after minutes
+    checkpoint.check_target(out, [*(options.data or ()), options.init_from])
+    kept_apart = ("out", "device", "resume", "init_from", "save_every")
     given = {k: v for k, v in vars(options).items() if v is not None and k not in kept_apart}
     if options.resume:
         saved = checkpoint.load(options.resume)
@@ -189,7 +214,10 @@ def begin(options):
             raise BadInput(f"{options.resume} can't be resumed: {why}")
         why = "can't change on --resume: this run began with"
         refuse_changes(PARSER, given, saved["asked"], why)
-        return resumed(out, device, saved)
+        try:
+            return resumed(out, device, saved)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+            raise checkpoint.damaged(saved, f"{type(problem).__name__} {problem}") from None
     recipe, optimizer = given.get("recipe", "ours"), given.get("optimizer")
     if not optimizer and bfloat16_gain(device) < 0.5:
         optimizer = "adamw"  # Muon's products are of bfloat16

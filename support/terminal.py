@@ -1,10 +1,14 @@
 """What people look at: colours where there are any, one line for bad input, bytes as text."""
 
 import argparse
+import importlib
+import io
 import itertools
 import json
+import math
 import os
 import signal
+import stat
 import sys
 
 from tqdm import tqdm
@@ -12,6 +16,7 @@ from tqdm import tqdm
 # ANSI background colours that neighbouring patches take in turn
 BACKGROUNDS = (44, 42, 45, 46, 41, 43)
 SIGNS = {"\n": "⏎", "\t": "⇥"}
+LONGEST = 1 << 32  # bytes of a file that is read whole
 
 
 class BadInput(Exception):
@@ -31,22 +36,42 @@ class Parser(argparse.ArgumentParser):
 def run(main, name=None):
     """Run a script's `main()`: bad input ends in one line on stderr and exit code 2.
 
-    A closed pipe or Ctrl-C end it quietly. name: of the program, if not that of its file.
+    So does output that can't be written; a closed pipe, Ctrl-C and other signals end it quietly.
+    name: of the program, if not that of its file.
     """
-    name = name or os.path.basename(sys.argv[0])
-    sys.stdout.reconfigure(errors="replace")  # what an encoding can't show must not end anything
+    name, line, code = name or os.path.basename(sys.argv[0]), None, 0
+    sys.stderr = sys.stderr or io.StringIO()  # `2>&-` leaves none
+    take_signals(signal.default_int_handler)
     try:
-        sys.exit(main())
+        if sys.stdout is None:
+            raise BadInput("standard output is closed: there is nowhere to print to")
+        sys.stdout.reconfigure(errors="replace")  # what an encoding can't show must not end it
+        main()
+        sys.stdout.flush()
     except BadInput as problem:
-        print(f"{name}: {problem}", file=sys.stderr)
-        sys.exit(2)
+        line, code = problem, 2
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        line, code = "interrupted", 130
     except BrokenPipeError:
-        # Keeps the flush at exit from failing too
+        code = 141
+    except OSError as problem:
+        line, code = f"can't go on: {problem}", 2
+    take_signals(signal.SIG_IGN)  # it ends anyway
+    if line:
+        print(f"{name}: {escaped(str(line))}", file=sys.stderr)
+    try:
+        print(end="", flush=True)
+    except OSError:  # or Python would try again at its end, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    sys.exit(code)
+
+
+def package(name, what):
+    """An optional package. Raises BadInput, which says what needs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise BadInput(f"{what} needs {name}: pip install -r requirements-dev.txt") from None
 
 
 def number(kind, low, high=float("inf"), above=False):
@@ -55,7 +80,7 @@ def number(kind, low, high=float("inf"), above=False):
 
     def parse(text):
         value = kind(text)
-        if not (low <= value <= high) or (above and value == low):
+        if not low <= value <= high or math.isinf(value) or (above and value == low):
             raise argparse.ArgumentTypeError(f"{text} is outside {interval}")
         return value
 
@@ -75,7 +100,11 @@ def paint(text, *codes):
 
 def visible(data):
     """Bytes as one line of text: control bytes escaped, invalid UTF-8 as replacement characters."""
-    text = bytes(data).decode("utf-8", "replace")
+    return escaped(bytes(data).decode("utf-8", "replace"))
+
+
+def escaped(text):
+    """Text as one line, control characters escaped."""
     return "".join(c if c.isprintable() else SIGNS.get(c, f"\\x{ord(c):02x}") for c in text)
 
 
@@ -108,18 +137,42 @@ def table_of(rows, columns):
 
 
 def print_rows(rows):
-    """One JSON object a line."""
+    """One JSON object a line; numbers that JSON has not are null."""
     for row in rows:
+        row = json.loads(json.dumps(row), parse_constant=lambda name: None)
         print(json.dumps(row), flush=True)
 
 
-def read_file(path, what):
-    """The bytes of a file. Raises BadInput, which names `what` it should have been."""
+def check_regular(path, what):
+    """Raises BadInput, which names `what` it should be, for all but files: others may not end."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as problem:
-        raise BadInput(f"can't read {what} {path}: {problem.strerror}") from None
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as problem:
+        raise BadInput(
+            f"can't read {what} {path}: {getattr(problem, 'strerror', problem)}"
+        ) from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise BadInput(f"can't read {what} {path}: it is {kind}, not a file")
+
+
+def read_file(path, what):
+    """The bytes of a file, LONGEST at most. Raises BadInput, which names `what` it should be."""
+    check_regular(path, what)
+    try:
+        # Some files of /proc would wait for more, and all say that they are empty.
+        waits_not = getattr(os, "O_NONBLOCK", 0)
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | waits_not)) as file:
+            size = os.fstat(file.fileno()).st_size
+            limit = min(size, LONGEST) or 1 << 26
+            data = file.read(limit + 1) if size <= LONGEST else None
+    except (OSError, MemoryError) as problem:
+        raise BadInput(
+            f"can't read {what} {path}: {getattr(problem, 'strerror', 'too long')}"
+        ) from None
+    if data is None or len(data) > limit:
+        raise BadInput(f"can't read {what} {path}: it is longer than {limit:,} bytes")
+    return data
 
 
 def progress(what, total, done=0):
@@ -129,21 +182,35 @@ def progress(what, total, done=0):
     return tqdm(desc=what, total=total, initial=done, mininterval=often, **options)
 
 
-class Interrupt:
-    """Signals to end, unless ignored (nohup), ask a loop to stop where it can; a second at once."""
+SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
-    asked = False
-    signals = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP")]
+
+def take_signals(handler):
+    """Let `handler` take signals to end, but for ignored ones (nohup) -> handlers before."""
+    heard = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
+
+
+class Interrupt:
+    """Signals to end ask a loop to stop where it can; a second one ends at once.
+
+    whole: all of them wait until the block is done.
+    """
+
+    def __init__(self, whole=False):
+        self.whole, self.asked = whole, None  # the signal that came first
 
     def __enter__(self):
-        heard = [s for s in self.signals if signal.getsignal(s) != signal.SIG_IGN]
-        self.previous = {number: signal.signal(number, self.ask) for number in heard}
+        self.previous = take_signals(self.ask)
         return self
 
-    def ask(self, *_):
-        self.asked = True
-        self.__exit__()
+    def ask(self, number, _):
+        self.asked = self.asked or number
+        if not self.whole:
+            self.__exit__()
 
     def __exit__(self, *_):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.whole and self.asked:
+            signal.raise_signal(self.asked)

@@ -18,8 +18,9 @@ from patcher import Patcher, PatcherConfig, calibrate
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ["NO_COLOR"] = "1"
-# A shell in the background starts programs that ignore Ctrl-C, which tests of it must not.
+# What a shell starts in the background ignores the first, what nohup starts the second.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # models this small only lose by more, above all on a busy machine
 
 MICRO = replace(

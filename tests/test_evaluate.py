@@ -18,12 +18,12 @@ from evaluation.__main__ import COMMANDS, main, options_from
 from evaluation.answers import answer, code_score, translation_score
 from evaluation.benchmarks import PROGRAMS, TRANSLATIONS
 from evaluation.likelihood import choice_log_likelihoods, cloze
-from evaluation.plots import draw
 from evaluation.tasks import Choice, Question, as_bytes, mean, translation, with_errors
 from generate import Sampling, generate, generate_uncached
 from model import load_model
 from speculate import generate_bltdv, generate_blts, generate_lookup, run_mode
 from support import checkpoint
+from support.plots import draw
 from support.terminal import BadInput
 
 COST = {

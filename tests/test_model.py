@@ -228,25 +228,6 @@ def test_a_chained_head_is_new_where_there_was_none(trained_file):
     assert all(torch.equal(state[k], saved["model"][k]) for k in saved["model"])
 
 
-def test_a_checkpoint_of_version_1_loads(trained_file, tmp_path):
-    """Written with the words of that time, and without what came later."""
-    saved = checkpoint.load(trained_file)
-    words = {"threshold": "theta", "rope_base": "rope_theta", "ngram_table_size": "hash_rows"}
-    later = ("reset_at_newline",)
-    written = dict(saved, format="fast-blt", version=1)
-    for part in ("config", "patcher_config"):
-        config = {words.get(k, k): v for k, v in saved[part].items() if k not in later}
-        assert set(config) != set(saved[part])
-        written[part] = config
-    torch.save(written, tmp_path / "old.pt")
-    ids, logits, configs = random_ids(50), [], []
-    for path in (trained_file, tmp_path / "old.pt"):
-        model, patcher = load_model(path)
-        configs.append((model.config, patcher.config))
-        logits.append(model(ids[None], patcher.closes(ids)[None]))
-    assert configs[0] == configs[1] and torch.equal(*logits)
-
-
 def test_a_checkpoint_without_its_model_is_refused(trained_file, tmp_path):
     saved = {**checkpoint.load(trained_file), "model": None}
     checkpoint.save(tmp_path / "early.pt", saved)

@@ -1,15 +1,13 @@
 """Pictures of score against cost: scatter plots whose marks carry their names.
 
 Colour tells the method, shape how a block is filled, size and text the bytes drafted at once.
-Filled marks are measured or published; hollow ones are the paper's rows with one encoder/global
-call a round instead of two.
 """
 
 import argparse
 import os
 from typing import NamedTuple
 
-from evaluation.tasks import package
+from support.terminal import package
 
 # Okabe and Ito's colours, which colour-blind people tell apart
 COLOURS = {"BLT": "#000000", "BLT-S": "#0072B2", "BLT-D": "#D55E00", "BLT-DV": "#009E73"}
@@ -31,23 +29,17 @@ class Mark(NamedTuple):
     method: str  # one of COLOURS
     name: str  # marks that share it are joined and get one label; NAME-4 drafts 4 bytes at once
     rule: str = ""  # how a block is filled, one of MARKERS
-    hollow: bool = False
     error: float | None = None  # of y
-
-
-def folder(path):
-    """An argparse type: a folder to draw in. Raises BadInput where nothing can be drawn at all."""
-    if not os.path.isdir(path):
-        raise argparse.ArgumentTypeError(f"there is no folder {path} to draw in")
-    pyplot()  # says what is missing before anything is measured
-    return path
 
 
 def plot_path(path):
     """An argparse type: a file that matplotlib can be asked to write."""
     if not path.endswith((".png", ".svg")):
         raise argparse.ArgumentTypeError(f"plots are written as .png or .svg, not {path}")
-    folder(os.path.dirname(path) or ".")
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise argparse.ArgumentTypeError(f"there is no folder {folder} to draw in")
+    pyplot()  # says what is missing before anything is measured
     return path
 
 
@@ -88,20 +80,16 @@ def draw_mark(axis, mark):
     """Draw one Mark, the larger the more bytes are drafted at once."""
     colour, size = COLOURS[mark.method], SIZES.get(mark.name.split("-")[-1], 8)
     style = {"markerfacecolor": colour, "markeredgecolor": "white", "markeredgewidth": 0.5}
-    if mark.hollow:
-        style = {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.2}
     style |= {"marker": MARKERS.get(mark.rule, "*"), "markersize": size, "ecolor": colour}
     axis.errorbar(mark.x, mark.y, mark.error, **style)
 
 
 def legend_of(marks):
-    """Handles that explain the colours, the shapes and the hollow marks that occur."""
+    """Handles that explain the colours and the shapes that occur."""
     methods, rules = {mark.method for mark in marks}, {mark.rule for mark in marks} - {""}
     styles = [{"color": COLOURS[name], "label": name} for name in COLOURS if name in methods]
     gray = {"color": "gray"}
     styles += [gray | {"label": r, "marker": MARKERS[r]} for r in MARKERS if r in rules]
-    if any(mark.hollow for mark in marks):
-        styles.append(gray | {"label": "one call a round", "markerfacecolor": "white"})
     line = pyplot().Line2D
     return [line([], [], linestyle="", **({"marker": "o"} | style)) for style in styles]
 
@@ -110,12 +98,11 @@ def name_groups(axis, marks):
     """Join the marks that share a name by a thin line, and write it where there is room."""
     texts, groups = [], {}
     for mark in sorted(marks):
-        groups.setdefault((mark.name, mark.hollow), []).append(mark)
-    for (name, hollow), group in groups.items():
+        groups.setdefault(mark.name, []).append(mark)
+    for name, group in groups.items():
         colour, places = COLOURS[group[0].method], [mark[:2] for mark in group]
-        line, slant = (":", "italic") if hollow else ("-", "normal")
-        axis.plot(*zip(*places), line, color=colour, linewidth=0.7, alpha=0.6, zorder=1)
-        style = {"color": colour, "fontsize": 8.5, "fontstyle": slant}
+        axis.plot(*zip(*places), color=colour, linewidth=0.7, alpha=0.6, zorder=1)
+        style = {"color": colour, "fontsize": 8.5}
         texts.append(axis.text(*places[len(places) // 2], name, ha="center", va="center", **style))
     # Names keep clear of disks a bit larger than the marks, which are not to be seen themselves.
     disks = axis.scatter(*zip(*(mark[:2] for mark in marks)), s=130)
@@ -125,3 +112,16 @@ def name_groups(axis, marks):
     forces |= {"iter_lim": 500, "arrowprops": {"arrowstyle": "-", "lw": 0.4}}
     package("adjustText", "a picture").adjust_text(texts, objects=disks, ax=axis, **forces)
     disks.remove()
+
+
+def draw_tradeoff(path, rows, title):
+    """What quality costs: rows of bandwidth.compare, against gigabytes and bytes a second."""
+    panels = {"parameters read for a generation, GB (Eq. 8)": [], "speed, bytes/s": []}
+    for row in rows:
+        method = METHODS[row["mode"]]
+        size, _, rule = row["setting"].partition(" ")
+        rule = rule.replace("confidence", "α =").replace("entropy", "γ =")
+        name = "-".join([method, *size.split("=")[1:]])
+        for marks, key in zip(panels.values(), ("bandwidth_gb", "bytes_per_second")):
+            marks.append(Mark(row[key], row["output_bits_per_byte"], method, name, rule))
+    draw(path, title, "bits per byte of the output under plain BLT", panels)
