@@ -80,10 +80,7 @@ def check_target(path, inputs=()):
 
 
 def read(path):
-    """-> what is in a checkpoint, its tensors in the file until they are used.
-
-    Raises BadInput for another file.
-    """
+    """-> what is in a checkpoint, mapped from it. Raises BadInput for any other file."""
     check_regular(path, "the checkpoint")
     advice = "give a file that train.py wrote"
     try:
@@ -96,10 +93,7 @@ def read(path):
 
 
 def load(path):
-    """-> the dict that `save` was given, and "path", where it lies.
-
-    Raises BadInput for anything else than a whole checkpoint of ours.
-    """
+    """-> the dict that `save` was given, and its path. Raises BadInput where it is not whole."""
     if not os.path.lexists(path):
         raise BadInput(f"no checkpoint at {path}: train one with `python train.py`")
     contents = {**read(path), "path": str(path)}

@@ -25,6 +25,10 @@ class TrainingSettings:
     weight_decay: float = 0.1  # on the matrices of linear maps only
     clip: float = 1.0  # global gradient norm
 
+    def __post_init__(self):
+        if min(self.length, self.batch, self.accumulate, self.warmup) < 1:
+            raise BadInput(f"length, batch, accumulate and warmup are at least 1: {self}")
+
     def trained_by(self, optimizer):
         """The same for another optimiser, or None for this one's own."""
         if optimizer == "adamw" and self.optimizer == "muon":

@@ -106,6 +106,7 @@ def resumed(out, device, saved):
         for action in PARSER._actions:
             if action.dest != "data" and type(asked.get(action.dest)) in (int, float, str):
                 PARSER.parse_args([action.option_strings[0], str(asked[action.dest])])
+        asked_of(TrainingSettings, asked)
     except BadInput as problem:
         raise checkpoint.damaged(saved, problem) from None
     corpus = corpus_of(asked["data"])
@@ -123,7 +124,12 @@ def resumed(out, device, saved):
         raise ValueError(f"progress is {saved['progress']}, which can't be")
     if run.optimizer:  # broken, it would fail later
         module = run.model if run.stage == "model" else run.patcher.model
-        make_optimizer(module, run.settings).load_state_dict(run.optimizer)
+        optimizer = make_optimizer(module, run.settings)
+        optimizer.load_state_dict(run.optimizer)
+        for part in getattr(optimizer, "parts", {"": optimizer}).values():
+            for p, state in part.state.items():
+                if not all(x.isfinite().all() and x.shape in ((), p.shape) for x in state.values()):
+                    raise ValueError("the optimizer's state is not that of its model")
     torch.set_rng_state(saved["rng"])  # last: building modules draws from it
     return run
 

@@ -148,9 +148,8 @@ def check_regular(path, what):
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as problem:
-        raise BadInput(
-            f"can't read {what} {path}: {getattr(problem, 'strerror', problem)}"
-        ) from None
+        why = getattr(problem, "strerror", problem)
+        raise BadInput(f"can't read {what} {path}: {why}") from None
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise BadInput(f"can't read {what} {path}: it is {kind}, not a file")
@@ -167,9 +166,8 @@ def read_file(path, what):
             limit = min(size, LONGEST) or 1 << 26
             data = file.read(limit + 1) if size <= LONGEST else None
     except (OSError, MemoryError) as problem:
-        raise BadInput(
-            f"can't read {what} {path}: {getattr(problem, 'strerror', 'too long')}"
-        ) from None
+        why = getattr(problem, "strerror", "too long")
+        raise BadInput(f"can't read {what} {path}: {why}") from None
     if data is None or len(data) > limit:
         raise BadInput(f"can't read {what} {path}: it is longer than {limit:,} bytes")
     return data

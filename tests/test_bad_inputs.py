@@ -130,6 +130,9 @@ NOT_RESUMED = {
     "no-optimizer": (drop("optimizer"), "optimizer"),
     "optimizer-list": (put("optimizer", [1]), "optimizer"),
     "optimizer-half": (drop("optimizer/adamw"), "optimizer"),
+    "moment-short": (put("optimizer/adamw/state/0/exp_avg", torch.zeros(3)), "optimizer's state"),
+    "moment-nan": (put("optimizer/adamw/state/0/step", torch.tensor(NAN)), "optimizer's state"),
+    "warmup-zero": (put("asked/warmup", 0), "warmup"),
     "corpus-other": (put("corpus/sha256", "0" * 64), "its hash has changed"),
 }
 
