@@ -25,10 +25,10 @@ from evaluation.diversity import evaluate_diversity
 from evaluation.figure7 import evaluate_miniature
 from evaluation.likelihood import evaluate_bpb, evaluate_likelihood
 from evaluation.miniature import TASKS
-from evaluation.plots import plot_path
 from sample import load
 from speculate import MODES, Drafting
 from support.flags import Only, add_checkpoint, add_mode, add_sampling
+from support.plots import to_write
 from support.terminal import BadInput, Parser, number, run
 
 # The most new bytes of an answer, as in the paper: translations and HumanEval have long ones
@@ -44,7 +44,7 @@ def add_own(parser):
     add("--no-stop", action="store_true", help=help_)
     help_ = "run programs that the model wrote; this is NO SECURITY SANDBOX"
     add("--allow-code-execution", action="store_true", help=help_)
-    add("--plot", metavar="FILE", type=plot_path, help="draw it, PNG or SVG")
+    add("--plot", metavar="FILE", type=to_write(".png", ".svg"), help="draw it, PNG or SVG")
 
 
 class Task(NamedTuple):

@@ -11,10 +11,10 @@ from data import decode, encode
 from evaluation.benchmarks import read_items
 from evaluation.execute import run_program
 from evaluation.miniature import TASKS, test_items
-from evaluation.tasks import as_bytes, mean, package, report, taken
+from evaluation.tasks import as_bytes, mean, report, taken
 from sample import sampling_of
 from speculate import check_mode, run_mode
-from support.terminal import BadInput
+from support.terminal import BadInput, package
 
 RESAMPLES = 50  # of the items, for standard errors of scores that are no means
 

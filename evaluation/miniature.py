@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 
 from data import name_chance
-from evaluation.tasks import Question, as_example, behind, package, picker, translation
-from support.terminal import BadInput
+from evaluation.tasks import Question, as_example, behind, picker, translation
+from support.terminal import BadInput, package
 
 HELD_OUT_SHARE = 0.1
 EXAMPLES_A_DOCUMENT = 24

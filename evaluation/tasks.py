@@ -3,7 +3,6 @@
 Whatever items were read from or made by, they are Choices or Questions.
 """
 
-import importlib
 import math
 import statistics
 from dataclasses import dataclass, replace
@@ -18,14 +17,6 @@ from support.terminal import BadInput, print_rows
 as_bytes = name_bytes  # text is made of bytes as file names are: those that are no UTF-8 too
 PRICE = "{seconds:.1f} s, NFEs: decoder {decoder_nfes:,}, encoder/global {encoder_global_nfes:,}, "
 PRICE += "patcher {entropy_nfes:,}; {bandwidth_gb:.3g} GB by Eq. 8"
-
-
-def package(name, what):
-    """A package that only evaluations need. Raises BadInput, which says what needs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise BadInput(f"{what} needs {name}: pip install -r requirements-dev.txt") from None
 
 
 # ---- what is asked

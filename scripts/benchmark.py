@@ -24,7 +24,6 @@ from bandwidth import pass_rows, passes_of
 from data import BOS, OFFSET, VOCAB, Crops, default_corpus, encode
 from diffusion import Recipe
 from evaluation.plots import METHODS
-from evaluation.tasks import package
 from generate import generate_uncached
 from model import BLT, PRESETS, load_model
 from patcher import Patcher, PatcherConfig, calibrate
@@ -35,7 +34,7 @@ from support import checkpoint, machine
 from support.optim import make_optimizer
 from support.paper import read_paper, row_name
 from support.passes import pass_seconds
-from support.terminal import BadInput, Parser, number, print_rows, run, table_of
+from support.terminal import BadInput, Parser, number, package, print_rows, run, table_of
 from train import Task, model_loss, train_step
 
 PAPER_NAMES = {"blt-1b": "1B", "blt-3b": "3B"}  # what the paper's tables call these presets

@@ -17,11 +17,10 @@ from pathlib import Path
 from torch._subclasses import FakeTensorMode
 from tqdm import tqdm
 
-from evaluation.tasks import package
 from model import BLT, BLTConfig
 from patcher import Patcher, PatcherConfig
 from support import checkpoint
-from support.terminal import BadInput, Parser, read_file, run
+from support.terminal import BadInput, Parser, package, read_file, run
 
 # Our names -> theirs: of sizes; of parts, where "model" is what our Patcher calls its entropy
 # model; and of matrices, each with those that lie below each other in it. FIXED: options of theirs

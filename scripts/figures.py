@@ -1,103 +1,106 @@
-"""Pictures: what quality costs, for a model of ours and in the paper's tables.
+"""Pictures: what quality costs every mode of a model, and which bytes of its drafts are kept.
 
-    python -m scripts.figures tradeoff --out tradeoff.png   # every mode of a checkpoint, measured
-    python -m scripts.figures paper --out-dir docs          # the paper's Figures 6-10 in kind
+    python -m scripts.figures tradeoff --out tradeoff.png
+    python -m scripts.figures acceptance --out acceptance.png
 
-What colours, shapes and sizes of the marks tell stands in evaluation/plots.py.
+What colours and shapes of the marks tell stands in evaluation/plots.py.
 """
 
 import functools
-import os
+import statistics
 
 from bandwidth import compare, measure, read_prompts, settings_of
-from evaluation.plots import METHODS, Mark, draw, folder, plot_path
-from generate import Sampling
+from diffusion import check_block_size
+from evaluation.plots import METHODS, Mark, draw
+from generate import Generation, Sampling
 from model import load_model
+from speculate import MODES, Drafting
 from support import checkpoint
-from support.paper import read_paper, recompute
-from support.terminal import Parser, number, run
+from support.flags import Only, add_sampling
+from support.plots import to_write
+from support.terminal import Parser, run
 
-TASKS = {"humaneval": "HumanEval", "mbpp": "MBPP"}
-GB = "parameters read for a generation, GB (Eq. 8)"
+GB, MS = "parameters read for a generation, GB (Eq. 8)", "time, ms a byte"
 
 
 def measured_marks(rows, key):
-    """Rows of bandwidth.compare -> Marks: the output's bits per byte against `key`."""
+    """Rows of bandwidth.compare -> Marks: the output's bits per byte against `key`.
+
+    What is verified has plain BLT's distribution, and differs in bits by chance alone: its marks
+    lie at the mean of them all. Hollow marks are the others.
+    """
+    lossless = [row for row in rows if row["mode"] == "blt" or MODES[row["mode"]].verified]
+    same = statistics.mean(row["output_bits_per_byte"] for row in lossless)
     marks = []
     for row in rows:
-        method = METHODS[row["mode"]]
-        size, _, rule = row["setting"].partition(" ")
+        method, (size, _, rule) = METHODS[row["mode"]], row["setting"].partition(" ")
         rule = rule.replace("confidence", "α =").replace("entropy", "γ =")
-        name = "-".join([method, *size.split("=")[1:]])
-        marks.append(Mark(row[key], row["output_bits_per_byte"], method, name, rule))
+        name = f"{'-'.join([method, *size.split('=')[1:]])} {rule}".strip()
+        hollow = row not in lossless
+        bits = row["output_bits_per_byte"] if hollow else same
+        marks.append(Mark(bits, row[key], method, name, hollow=hollow))
     return marks
 
 
-def draw_measured(options):
-    """Measure every mode of a checkpoint and draw its quality against GB and bytes a second."""
-    model, patcher = load_model(checkpoint.find(options.checkpoint))
-    prompts, settings = read_prompts(options.prompts), settings_of(model)
-    greedy = functools.partial(Sampling, ignore_eos=True)
-    made = measure(model, patcher, prompts, options.bytes, settings, greedy)
+def draw_tradeoff(model, patcher, prompts, options, sampling_of, how):
+    """Measure every mode and draw the quality of its output against GB and time."""
+    settings = settings_of(model)
+    made = measure(model, patcher, prompts, options.bytes, settings, sampling_of)
     rows, _ = compare(model, patcher, prompts, settings, made)
-    panels = {
-        GB: measured_marks(rows, "bandwidth_gb"),
-        "speed, bytes/s": measured_marks(rows, "bytes_per_second"),
-    }
-    title = f"Every mode of one model, {options.bytes} bytes for each prompt, greedy"
-    draw(options.out, title, "bits per byte of the output under plain BLT", panels)
+    for row in rows:
+        row["ms"] = 1000 / row["bytes_per_second"]
+    panels = {GB: measured_marks(rows, "bandwidth_gb"), MS: measured_marks(rows, "ms")}
+    title = f"Every mode of one model, {how}: lower left is better\nfilled: lossless; "
+    title += "hollow: another text than plain BLT's; dashed: no setting is better in both"
+    draw(options.out, title, "bits per byte of the output under plain BLT", panels, tradeoff=True)
     print(f"{len(rows)} modes and settings in {options.out}")
 
 
-def paper_marks(rows):
-    """Rows of support.paper.recompute for one task -> Marks: the score against GB."""
+def acceptance_marks(rule, counters, K):
+    """Of all rounds, those that accepted bytes 1 to j of a draft, for j = 1 to K, % -> Marks."""
     marks = []
-    for row in rows:
-        method, rule = row["method"], row["setting"]
-        name = f"{method}-{row['block_size']}"
-        if method == "BLT":
-            name, rule = method, ""
-        elif method == "BLT-S":
-            name, rule = f"{method}-{rule.removeprefix('k=')}", ""
-        rule = rule.replace("alpha=", "α = ").replace("gamma=", "γ = ")
-        marks.append(Mark(row["gb"], row["score"], method, name, rule))
-        if row["one_call_gb"] is not None:
-            marks.append(Mark(row["one_call_gb"], row["score"], method, name, rule, hollow=True))
+    for j in range(1, K + 1):
+        kept = sum(rounds for accepted, rounds in counters.lengths.items() if accepted >= j)
+        marks.append(Mark(j, 100 * kept / counters.rounds, rule, rule))
     return marks
 
 
-def draw_paper(options):
-    """Draw each task of the paper's Tables 3-10 at each model size."""
-    tables = {}
-    for row in recompute(read_paper()):
-        tables.setdefault((row["model_size"], row["task"]), []).append(row)
-    for (size, task), rows in tables.items():
-        path = os.path.join(options.out_dir, f"paper-{size}-{task}.{options.format}")
-        ylabel = rows[0]["metric"].replace("pass@1", "pass@1, %")
-        # plain BLT runs its decoder once a byte
-        length = next(row["decoder_nfes"] for row in rows if row["method"] == "BLT")
-        title = f"{TASKS.get(task, task)} at {size}, {length:.0f} bytes a generation"
-        draw(path, f"{title}: the paper's tables", ylabel, {GB: paper_marks(rows)})
-        print(path)
+def draw_acceptance(model, patcher, prompts, options, sampling_of, how):
+    """Draft with each rule and draw how much verification keeps, by position in the block."""
+    K, marks, rules = model.config.block_size, [], ("one-step", "confidence", "chained")
+    check_block_size(model, K, "chained")
+    settings = [("bltdv", rule, Drafting(unmask=rule, copy=0)) for rule in rules]
+    made = measure(model, patcher, prompts, options.bytes, settings, sampling_of)
+    for rule, outputs in zip(rules, made):
+        c = Generation.total(outputs).counters
+        marks += acceptance_marks(rule, c, K)
+        print(f"{rule}: {c.rounds} rounds, {c.accepted / c.rounds:.2f} bytes accepted a round")
+    panels = {"j, position in the block, bytes": marks}
+    title = f"What verification keeps of blocks of {K}, {how}"
+    draw(options.out, title, "rounds that accept bytes 1 to j, %", panels, scale="linear")
+
+
+WORK = {"tradeoff": draw_tradeoff, "acceptance": draw_acceptance}
 
 
 def options_from(argv):
-    parser = Parser(prog="scripts.figures", description="Pictures of what quality costs.")
-    what = parser.add_subparsers(dest="what", required=True, metavar="tradeoff|paper")
-    add = what.add_parser("tradeoff", help="measure every mode of a checkpoint").add_argument
+    parser = Parser(prog="scripts.figures", description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("what", choices=WORK, help="the picture")
     add("--checkpoint", help="whose modes (default: the newest model there is)")
     add("--prompts", metavar="FILE", help="one a line (default: four held-out places)")
-    add("--bytes", type=number(int, 2), default=256, help="to generate for each prompt")
-    add("--out", metavar="FILE", type=plot_path, required=True, help="PNG or SVG to write")
-    add = what.add_parser("paper", help="draw the tables in paper/").add_argument
-    add("--out-dir", metavar="DIR", type=folder, required=True, help="folder to draw in")
-    add("--format", choices=("png", "svg"), default="png", help="of the pictures")
+    add_sampling(Only(parser, "bytes temperature top-p seed"), temperature=0.8)
+    add("--out", metavar="FILE", type=to_write(".png", ".svg"), required=True, help="to write")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
-    options = options_from(argv)
-    {"tradeoff": draw_measured, "paper": draw_paper}[options.what](options)
+    o = options_from(argv)
+    model, patcher = load_model(checkpoint.find(o.checkpoint))
+    sampling_of = functools.partial(Sampling, o.temperature, o.top_p, True, o.seed)
+    drawn = f"temperature {o.temperature:g}, top-p {o.top_p:g}" if o.temperature else "greedy"
+    how = f"{o.bytes} bytes a prompt, {drawn}"
+    WORK[o.what](model, patcher, read_prompts(o.prompts), o, sampling_of, how)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What people look at: colours where there are any, one line for bad input, bytes as text."""
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -47,6 +48,14 @@ def run(main, name=None):
         # Keeps the flush at exit from failing too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def package(name, what):
+    """An optional package. Raises BadInput, which says what needs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise BadInput(f"{what} needs {name}: pip install -r requirements-dev.txt") from None
 
 
 def number(kind, low, high=float("inf"), above=False):

@@ -31,6 +31,7 @@ from generate import Sampling, ban, distribution
 from patcher import find_patches
 from stream import Stream
 from support.quality import masked_accuracy
+from support.show import Trace
 from support.terminal import BadInput
 
 ENDLESS = Sampling(ignore_eos=True)
@@ -495,7 +496,7 @@ def test_unmasking_rules():
 def test_denoising_starts_all_masked_and_takes_the_steps_its_threshold_says(unmask, steps):
     seen, watched = [], []
 
-    class Spy:
+    class Spy(Trace):
         def step(self, ids, masked):
             watched.append((ids, masked))
 
@@ -524,7 +525,7 @@ def test_generation_equals_a_slow_twin_and_counts_its_passes(rounds, unmask, pro
     model, patcher = make_models(4, window=16, block_size=4)
     ran, steps, budget = count_passes(model, patcher), [], 42
 
-    class Spy:
+    class Spy(Trace):
         def step(self, ids, masked):
             steps.append(sum(masked))
 

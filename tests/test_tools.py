@@ -1,6 +1,7 @@
 """scripts/: the paper's rows priced by hand, passes timed, an export, pictures."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -8,16 +9,20 @@ import torch
 from conftest import make_models
 from test_scripts import refused
 
+import diffusion
+import patcher
 import sample
 import train
-from data import corpus_of, document_ids
-from evaluation.plots import MARKERS
+from data import corpus_of, document_ids, encode
+from evaluation.plots import best, draw
+from generate import Sampling
 from model import load_model
 from patcher import mean_patch
 from scripts import benchmark, export, figures
 from scripts.benchmark import DECODER_ROWS, PATCHES, paper_passes, priced_paper
+from speculate import Drafting, run_mode
 from support import checkpoint
-from support.paper import read_paper, recompute
+from support.paper import read_paper
 from support.passes import PassSeconds
 from support.terminal import BadInput
 
@@ -180,32 +185,6 @@ def test_export_checks_before_it_writes(trained_file, tmp_path):
 # ---- figures
 
 
-def test_every_row_of_the_paper_is_one_mark_and_verified_ones_a_hollow_one_too():
-    rows = [r for r in recompute(read_paper()) if (r["model_size"], r["task"]) == ("1B", "fr-en")]
-    marks = figures.paper_marks(rows)
-    filled, hollow = ([m for m in marks if m.hollow == wanted] for wanted in (False, True))
-    assert len(filled) == len(rows)
-    assert {m.method for m in hollow} == {"BLT-S", "BLT-DV"}
-    assert len(hollow) == sum(r["method"] in ("BLT-S", "BLT-DV") for r in rows)
-    assert {m.name for m in filled} == {"BLT"} | {
-        f"{method}-{K}" for method in ("BLT-S", "BLT-D", "BLT-DV") for K in (4, 8, 16)
-    }
-    ours = {"γ = 0.5", "γ = 1.2", "chained", "copy 16"}  # in no table of the paper
-    assert {m.rule for m in marks} == set(MARKERS) - ours
-    assert filled[0][:2] == (pytest.approx(813.34, abs=0.01), 33.08)
-    # 106 of 212 calls and one more: 2 x (526 x 0.160 + 107 x 1.299)
-    assert hollow[0][:2] == (pytest.approx(446.306, abs=0.01), 33.08)
-
-
-def test_the_papers_figures_are_drawn(tmp_path, capsys):
-    pytest.importorskip("adjustText")
-    figures.main(["paper", "--out-dir", str(tmp_path), "--format", "svg"])
-    files = sorted(path.name for path in tmp_path.iterdir())
-    assert len(files) == 8 == len(capsys.readouterr().out.splitlines())
-    text = (tmp_path / "paper-3B-mbpp.svg").read_text()
-    assert "BLT-DV-16" in text and "GB" in text and "one call a round" in text
-
-
 def test_a_checkpoints_trade_off_is_drawn(trained_file, tmp_path, capsys):
     pytest.importorskip("adjustText")
     (tmp_path / "prompts").write_bytes(b"def f\n")
@@ -215,11 +194,88 @@ def test_a_checkpoints_trade_off_is_drawn(trained_file, tmp_path, capsys):
     assert out.read_bytes().startswith(b"\x89PNG") and "x.png" in capsys.readouterr().out
 
 
-def test_without_matplotlib_one_line_says_where_it_comes_from(monkeypatch, tmp_path):
+def measured(mode, setting, bits, ms):
+    known = {"mode": mode, "setting": setting, "output_bits_per_byte": bits}
+    return {**known, "ms": ms}
+
+
+def test_every_point_of_a_trade_off_is_named_and_the_best_are_joined(tmp_path):
+    """Verified modes share one distribution, so their marks lie at one number of bits."""
+    pytest.importorskip("adjustText")
+    rows = [
+        measured("blt", "", 0.8, 4.0),
+        measured("blts", "k=8", 1.0, 3.0),
+        measured("lookup", "k=8", 0.9, 5.0),
+        measured("bltd", "K=8 one-step", 4.0, 1.0),
+        measured("bltd", "K=8 confidence 0.7", 2.0, 3.5),
+        measured("bltd", "K=4 chained", 1.5, 2.0),
+    ]
+    marks = figures.measured_marks(rows, "ms")
+    bits = {mark.name: round(mark.x, 9) for mark in marks}
+    other = {"BLT-D-8 one-step": 4.0, "BLT-D-8 α = 0.7": 2.0, "BLT-D-4 chained": 1.5}
+    assert bits == {**dict.fromkeys(("BLT", "BLT-S-8", "lookup-8"), 0.9), **other}
+    assert {mark.name for mark in marks if mark.hollow} == set(other)
+    assert [mark.name for mark in best(marks)] == ["BLT-S-8", "BLT-D-4 chained", "BLT-D-8 one-step"]
+    # A model without blocks has none but lossless modes.
+    for some in (marks, marks[:1]):
+        draw(tmp_path / "x.svg", "", "", {"ms": some}, tradeoff=True)
+        text = (tmp_path / "x.svg").read_text()
+        assert all(f">{mark.name}<" in text for mark in some)
+
+
+def test_acceptance_is_drawn_for_every_rule(trained_file, tmp_path, capsys):
+    """Shares fall along the block and add up to the bytes accepted a round."""
+    pytest.importorskip("adjustText")
+    (tmp_path / "prompts").write_bytes(b"def f\n")
+    arguments = ["--prompts", str(tmp_path / "prompts"), "--bytes", "24", "--temperature", "0"]
+    out = tmp_path / "x.svg"
+    figures.main(["acceptance", "--checkpoint", str(trained_file), *arguments, "--out", str(out)])
+    said, text = capsys.readouterr().out.splitlines(), out.read_text()
+    model, patcher = load_model(trained_file)
+    for rule, line in zip(("one-step", "confidence", "chained"), said, strict=True):
+        how = {"sampling": Sampling(ignore_eos=True)}
+        drafting = Drafting(unmask=rule, copy=0)
+        c = run_mode("bltdv", model, patcher, encode(b"def f"), 24, drafting, **how).counters
+        mean = c.accepted / c.rounds
+        assert line == f"{rule}: {c.rounds} rounds, {mean:.2f} bytes accepted a round"
+        shares = [mark.y for mark in figures.acceptance_marks(rule, c, 8)]
+        assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100 * mean)
+        assert f">{rule}<" in text
+
+
+def test_the_patcher_draws_a_text_in_its_patches(trained_file, tmp_path, capsys):
+    """Without a threshold where entropies are not what it is compared with."""
+    pytest.importorskip("adjustText")
+    out, known = tmp_path / "x.svg", ["--checkpoint", str(trained_file)]
+    patcher.main([*known, "--text", "def f(<é>):" + "#" * 80, "--plot", str(out)])
+    text = out.read_text()
+    assert f">θ = {load_model(trained_file)[1].config.threshold:.2f}<" in text and "nats" in text
+    assert ">&lt;<" in text and ">d<" in text and text.count(">#<") == 64 - 12
+    patcher.main([*known, "--kind", "stride", "--text", "def f", "--plot", str(out)])
+    assert "θ =" not in out.read_text() and capsys.readouterr().out
+
+
+def test_the_mask_of_training_is_drawn(trained_file, tmp_path, capsys):
+    """A cross for each clean row that a cell of a block must not see as it stands for a cell."""
+    pytest.importorskip("adjustText")
+    out = tmp_path / "x.svg"
+    known = ["--checkpoint", str(trained_file), "--text", "def main():"]
+    diffusion.main([*known, "--plot", str(out)])
+    text, printed = out.read_text(), capsys.readouterr().out
+    starts = [int(start) for start in re.findall(r"start (\d+), t", printed)][:4]
+    assert text.count(">×<") == sum(4 * (min(11, start + 4) - start) for start in starts) > 0
+    assert "reads its own block" in text and ">␣<" in text
+
+
+def test_without_matplotlib_one_line_says_where_it_comes_from(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for arguments in (["paper", "--out-dir", str(tmp_path)], ["tradeoff", "--out", "x.png"]):
+    for module, *arguments in (
+        (figures, "tradeoff", "--out", "x.png"),
+        (patcher, "--text", "x", "--plot", "x.png"),
+        (diffusion, "--plot", "x.svg"),
+    ):
         with pytest.raises(BadInput, match="requirements-dev.txt"):
-            figures.main(arguments)
+            module.main(arguments)
 
 
 # ---- all three
@@ -233,8 +289,8 @@ def test_bad_input_is_one_line(trained_file, tmp_path):
         ("benchmark", "train", "--steps", "3"): "3",
         ("export", "gone.pt", "small.pt"): "no checkpoint at gone.pt",
         ("export", trained_file, "no/such/folder.pt"): "can't write",
-        ("figures", "paper", "--out-dir", "no/such"): "no folder no/such",
-        ("figures", "paper", "--out-dir", "file"): "no folder file",
+        ("figures", "paper"): "paper",
+        ("figures", "acceptance", "--out", "file/x.png"): "no folder file",
         ("figures", "tradeoff", "--out", "x.txt"): ".png or .svg",
         ("figures", "tradeoff", "--out", "no/such/x.png"): "no folder no/such",
         ("figures", "tradeoff"): "--out",
