@@ -96,7 +96,7 @@ def legend_of(marks):
 def name_column(axis, marks):
     """Write the names of marks that lie above each other beside them, from the lowest on."""
     left, right = axis.get_xlim()
-    axis.set_xlim(left - 0.2 * (right - left), right)
+    axis.set_xlim(left - 0.2 * (right - left), right + 0.05 * (right - left))
     for i, mark in enumerate(sorted(marks, key=lambda mark: mark.y)):
         place, colour = (0.16, (i + 0.5) / len(marks)), COLOURS[mark.method]
         line = {"arrowstyle": "-", "lw": 0.5, "color": colour, "relpos": (1, 0.5)}

@@ -1,4 +1,4 @@
-"""scripts/race.py: what is recorded, the page in a real browser."""
+"""scripts/race.py: what is recorded, the page in a real browser, the animation."""
 
 import html.parser
 import os
@@ -195,16 +195,48 @@ def test_the_page_is_one_file_in_ascii_data(page):
     assert data.isascii() and "<" not in data and text.count("</script>") == 2
 
 
+# ---- the animation
+
+
+def test_the_animation_is_drawn(trained_file, tmp_path, capsys, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("adjustText")
+    monkeypatch.setattr(race, "FRAMES", 12)
+    path = tmp_path / "race.gif"
+    ask = ["--checkpoint", str(trained_file), "--prompt", os.fsdecode(HOSTILE), "--bytes", "40"]
+    race.main([*ask, "--gif", str(path)])
+    with image.open(path) as picture:
+        assert picture.n_frames == 13 and picture.width == 830
+    assert "BLT-DV" in capsys.readouterr().out
+
+
+def test_cells_of_the_animation_by_hand():
+    """A round of three drafted bytes, one of which is kept, and its own byte."""
+    known = [[id_, 0.5, 1] for id_ in (BOS, 97, 98, 99, 100)]
+    events = [{"t": 0.0, "decided": [98], "accepted": 0}, {"t": 1.0, "cells": [99, 7, None]}]
+    events.append({"t": 2.0, "decided": [99, 100], "accepted": 1})
+    lane = {"bytes": known, "events": events, "seconds": 3.0, "verified": True}
+    sure = [(97, race.INK), (98, race.INK)]
+    assert race.cells_at(lane, 0.5, 2) == sure
+    drafted = [(id_, race.QUIET) for id_ in (99, 7, None)]
+    assert race.cells_at(lane, 1.5, 2) == sure + drafted
+    kept = [*sure, (99, race.KEPT), (100, race.INK)]
+    struck = [(7, race.STRUCK), (None, race.STRUCK)]
+    assert race.cells_at(lane, 2.5, 2) == kept + struck and race.cells_at(lane, 3.0, 2) == kept
+
+
 # ---- bad input
 
 
 def test_bad_input_is_said_before_anything_runs(trained_file, tmp_path):
     known = ["--checkpoint", str(trained_file)]
     expected = [
-        (known, "give --out FILE"),
+        (known, "give --out FILE or --gif FILE"),
         ([*known, "--out", "x.html", "--prompt", "x" * 201], "200 bytes"),
         ([*known, "--out", "x.html", "--bytes", "401"], "400"),
         ([*known, "--out", str(tmp_path / "no" / "x.html")], "no folder"),
+        ([*known, "--gif", str(tmp_path / "no" / "x.gif")], "no folder"),
+        ([*known, "--gif", str(tmp_path / "x.png")], ".gif"),
         ([*known, "--out", "x.html", "--block-size", "99"], "up to 8 bytes, not 99"),
         (["--checkpoint", "gone.pt", "--out", "x.html"], "no checkpoint"),
     ]
