@@ -133,10 +133,8 @@ def draw_gif(path, race):
     end, frames = max(lane["seconds"] for lane in race["lanes"]), []
     height = ROW * (2 + max(len(lane["bytes"]) for lane in race["lanes"]) // COLUMNS)
     width, bottom = LEFT + COLUMNS * CELL + 10, height * len(race["lanes"]) + 10
-    note = (
-        f"{FRAMES / 10 / end:.0f} times slower; yellow: entropy > 2 nats; gray: drafted, ░ masked; "
-    )
-    note += "green: kept; red: struck out"
+    note = f"{FRAMES / 10 / end:.0f} x slower; yellow: entropy > 2 nats; gray: drafted; "
+    note += "░: masked; green: kept; red: not"
     for frame in range(FRAMES + 1):
         picture, t = image.new("RGB", (width, bottom + ROW), PAPER), end * frame / FRAMES
         pen = drawing.Draw(picture)
