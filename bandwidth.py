@@ -167,12 +167,13 @@ def options_from(argv):
     """The command line: the paper's tables or a model of ours."""
     parser = Parser(prog="bandwidth.py", description="What a generation costs, in GB and seconds.")
     add = parser.add_argument
-    add("--paper", action="store_true", help="recompute the paper's tables")
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("--paper", action="store_true", help="recompute the paper's tables")
     add("--checkpoint", help="measure this model (default: the newest there is)")
     add("--prompts", metavar="FILE", help="one a line (default: four held-out places)")
     add_sampling(Only(parser, "bytes temperature top-p seed"))
     add("--json", action="store_true", help="one JSON object a row and nothing else")
-    add("--plot", metavar="FILE", type=plot_path, help="draw quality against cost, PNG or SVG")
+    either("--plot", metavar="FILE", type=plot_path, help="draw quality against cost, PNG or SVG")
     return parser.parse_args(argv)
 
 
@@ -190,9 +191,8 @@ def main(argv=None):
         made = measure(model, patcher, prompts, options.bytes, settings, sampling_of)
         rows, times = compare(model, patcher, prompts, settings, made)
         if options.plot:
-            drawn = f"temperature {o.temperature:g}" if o.temperature else "greedy"
-            title = f"Every mode of one model, {o.bytes} bytes for each prompt, {drawn}"
-            draw_tradeoff(options.plot, rows, title)
+            drawn = f"{o.bytes} bytes for each prompt, temperature {o.temperature:g}"
+            draw_tradeoff(options.plot, rows, f"Every mode of one model, {drawn}")
     if options.json:
         print_rows(rows)
     elif options.paper:
