@@ -23,7 +23,7 @@ from support.flags import Only, add_sampling
 from support.machine import memory_bandwidth
 from support.paper import print_paper, read_paper, recompute
 from support.passes import pass_seconds, settle_threads
-from support.plots import draw_tradeoff, plot_path
+from support.plots import draw_acceptance, draw_tradeoff, to_write
 from support.quality import distinct_4grams, output_bits
 from support.show import print_measured
 from support.terminal import BadInput, Parser, print_rows, read_file, run
@@ -88,6 +88,13 @@ def settings_of(model):
     return settings
 
 
+def kept_by_position(counters):
+    """Of all rounds, the share that accepted the first byte of its draft, the second and so on."""
+    lengths, longest = counters.lengths, max(counters.lengths, default=0)
+    kept = [sum(n for size, n in lengths.items() if size >= j) for j in range(1, longest + 1)]
+    return [rounds / counters.rounds for rounds in kept]
+
+
 # Sums of Generation.cost that a row of `compare` gives for one generation
 COSTS = ("decoder_nfes", "encoder_global_nfes", "entropy_nfes", "bandwidth_gb")
 
@@ -140,6 +147,8 @@ def compare(model, patcher, prompts, settings, made):
             "distinct_4grams": distinct_4grams([output.ids for output in outputs]),
             "mean_patch": c.bytes_advanced / max(1, c.patches_closed),
             "acceptance": total.acceptance,
+            "lossless": mode == "blt" or MODES[mode].verified,
+            "kept_by_position": kept_by_position(c),
             **{key: total.cost()[key] / n for key in COSTS},
             "decrease": 1 - total.gigabytes() / max(1e-12, baseline.gigabytes()),
             "bytes_per_second": total.bytes_per_second,
@@ -173,7 +182,9 @@ def options_from(argv):
     add("--prompts", metavar="FILE", help="one a line (default: four held-out places)")
     add_sampling(Only(parser, "bytes temperature top-p seed"))
     add("--json", action="store_true", help="one JSON object a row and nothing else")
-    either("--plot", metavar="FILE", type=plot_path, help="draw quality against cost, PNG or SVG")
+    picture = {"metavar": "FILE", "type": to_write(".png", ".svg")}
+    either("--plot", **picture, help="draw quality against cost, PNG or SVG")
+    either("--plot-acceptance", **picture, help="draw which drafted bytes BLT-DV keeps")
     return parser.parse_args(argv)
 
 
@@ -190,9 +201,12 @@ def main(argv=None):
         sampling_of = functools.partial(Sampling, o.temperature, o.top_p, True, o.seed)
         made = measure(model, patcher, prompts, options.bytes, settings, sampling_of)
         rows, times = compare(model, patcher, prompts, settings, made)
+        drawn = f"temperature {o.temperature:g}, top-p {o.top_p:g}" if o.temperature else "greedy"
+        how = f"{len(prompts)} prompts, {o.bytes} bytes each, {drawn}"
         if options.plot:
-            drawn = f"{o.bytes} bytes for each prompt, temperature {o.temperature:g}"
-            draw_tradeoff(options.plot, rows, f"Every mode of one model, {drawn}")
+            draw_tradeoff(options.plot, rows, how)
+        if options.plot_acceptance:
+            draw_acceptance(options.plot_acceptance, rows, model.config.block_size, how)
     if options.json:
         print_rows(rows)
     elif options.paper:

@@ -13,7 +13,6 @@ V vocabulary, t noise level.
 
 import math
 import os
-import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from data import BOS, MASK, PAD, encode
-from generate import Sampling, ban, distribution, draw, finish, next_byte_loss, until_end
+from generate import Sampling, ban, begin, distribution, draw, finish, next_byte_loss, until_end
 from layers import sees
 from patcher import patcher_from
 from stream import Stream
@@ -304,7 +303,7 @@ def generate_bltd(model, patcher, prompt, max_bytes, *, block_size, unmask, roun
     fill = block_filler(model, block_size, unmask, trace)
     stream, text, encode_open = Stream(model, patcher), [BOS, *prompt], rounds == "paper"
     stream.prefill(text[:-1] if encode_open else text)
-    ids, before, began = [], text[-1], time.perf_counter()
+    ids, before, began = [], text[-1], begin(stream, trace)
     if encode_open:  # with the last byte of the prompt, so that the first block costs a call too
         stream.advance(text[-1:], encode_open)
 
@@ -339,7 +338,7 @@ def check_block_size(model, block_size, rule=None):
 # ---- run: the idea on a line of text
 
 
-options_from = idea_options("diffusion.py", "Show blocks, a corruption, the mask.", "def main():")
+options_from = idea_options("diffusion.py", "Show blocks and the mask.", "def main():", plot=True)
 
 
 def main(argv=None):
@@ -351,7 +350,7 @@ def main(argv=None):
     recipe, ids = Recipe(4, **RECIPES["paper"]), torch.tensor([[BOS] + encode(data)])
     closes = patcher.closes(ids[0])[None, :-1]
     blocks = make_blocks(ids, closes, recipe, [torch.Generator().manual_seed(0)])
-    show_blocks(data, closes[0].tolist(), blocks, recipe.block_size, sees)
+    show_blocks(data, closes[0].tolist(), blocks, recipe.block_size, sees, options.plot)
 
 
 if __name__ == "__main__":

@@ -173,6 +173,13 @@ class Generation:
         }
 
 
+def begin(stream, trace):
+    """A sampler has taken its prompt in: the clock starts -> the time. trace: or None."""
+    if trace:
+        trace.begin(stream)
+    return time.perf_counter()
+
+
 def finish(stream, ids, began, counters=None):
     """The Generation of a sampler that ends now. counters: if not those of the stream."""
     seconds = time.perf_counter() - began
@@ -192,7 +199,7 @@ def generate(model, patcher, prompt, max_bytes, *, sampling=None, emit=None, tra
     sampling = sampling or Sampling()
     stream = Stream(model, patcher)
     logits, ids = stream.prefill([BOS, *prompt]), []
-    began = time.perf_counter()
+    began = begin(stream, trace)
     while len(ids) < max_bytes:
         if ids:
             logits = stream.extend(ids[-1:])[-1]

@@ -21,6 +21,7 @@ from torch import nn
 from data import BOS, EOS, OFFSET, VOCAB, encode
 from layers import Cache, Stack, WholeView, causal
 from support import checkpoint
+from support.plots import to_write
 from support.show import show_patching
 from support.terminal import BadInput, Parser, number, progress, read_file, run
 
@@ -271,14 +272,14 @@ def find_patches(patcher, documents, device="cpu"):
 # ---- run: a text in its patches
 
 
-def report(patcher, data):
-    """Print a text in patches, the entropy before each byte, and the lengths of patches."""
-    ids, c = torch.tensor([BOS] + encode(data)), patcher.config
-    entropies, what = None, f"{c.kind} patcher"
-    if patcher.needs_entropy:
-        entropies = patcher.entropies(ids).tolist()
-        what += f", threshold {c.threshold:.3f} nats"
-    show_patching(data, patcher.closes(ids).tolist(), entropies, c.max_patch, what)
+def report(patcher, data, plot=None):
+    """Print a text in patches, the entropy before each byte, and the lengths of patches.
+
+    plot: a file to draw it in too.
+    """
+    ids = torch.tensor([BOS] + encode(data))
+    entropies = patcher.entropies(ids).tolist() if patcher.needs_entropy else None
+    show_patching(data, patcher.closes(ids).tolist(), entropies, patcher.config, plot)
 
 
 def options_from(argv):
@@ -291,6 +292,8 @@ def options_from(argv):
     help_ = "nats; default: the checkpoint's, for another --kind what makes patches of 4 bytes here"
     parser.add_argument("--threshold", type=number(float, -100, 100), help=help_)
     parser.add_argument("--max-patch", type=number(int, 1, 1 << 20), help="another limit in bytes")
+    help_ = "draw the first 64 bytes too, PNG or SVG"
+    parser.add_argument("--plot", metavar="FILE", type=to_write(".png", ".svg"), help=help_)
     return parser.parse_args(argv)
 
 
@@ -309,7 +312,7 @@ def main(argv=None):
     if patcher.config.kind != trained.kind and options.threshold is None:
         # A threshold of entropies says nothing about their differences.
         calibrate(patcher, [torch.tensor([BOS] + encode(data))])
-    report(patcher, data)
+    report(patcher, data, options.plot)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Letters in shape comments: n drafted bytes, K block size, k draft size, V vocabu
 """
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,7 +17,7 @@ import torch
 
 from data import BOS, EOS, encode
 from diffusion import Unmask, block_filler, check_block_size, generate_bltd
-from generate import Sampling, distribution, draw, finish, generate, until_end
+from generate import Sampling, begin, distribution, draw, finish, generate, until_end
 from model import load_model
 from stream import Stream
 from support import checkpoint
@@ -124,7 +123,7 @@ def speculate(model, patcher, prompt, max_bytes, drafter, count, *, rounds="ours
     encode_open = rounds == "paper"
     stream, text = Stream(model, patcher, max_rollback=count + 1), [BOS, *prompt]
     logits, spent = stream.prefill(text), stream.counters
-    began, made = time.perf_counter(), draw(distribution(logits[None], sampling), sampling)
+    began, made = begin(stream, trace), draw(distribution(logits[None], sampling), sampling)
     while True:
         new, ended = until_end(made, sampling)
         text += new
@@ -140,6 +139,8 @@ def speculate(model, patcher, prompt, max_bytes, drafter, count, *, rounds="ours
         drafted, q = [], None
         if left > 1:
             drafted, q = drafter(stream, text, decided, min(count, left - 1), sampling)
+        if trace:
+            trace.draft(drafted)
         if encode_open:
             stream.rollback(len(text) - 1)  # taken back: the pass below verifies it with its draft
         stream.advance(text[-1:] + drafted, encode_open)

@@ -5,6 +5,7 @@ Choices come from the files that know them, so this one imports nothing of the m
 
 from support import checkpoint
 from support.optim import OPTIMIZERS
+from support.plots import to_write
 from support.terminal import BadInput, Parser, number
 
 COUNT, SHARE, LAYERS = number(int, 1, 1 << 31), number(float, 0, 1), number(int, 1, 1000)
@@ -27,10 +28,10 @@ class Only:
             self.parser.add_argument(flag, **options)
 
 
-def idea_options(prog, description, text, bytes=None):
+def idea_options(prog, description, text, bytes=None, plot=False):
     """What parses the flags of a root file that shows its idea on a line of text -> a function.
 
-    text: the line to show by default; bytes: how many to write, if it writes.
+    text: the line to show by default; bytes: how many to write, if it writes; plot: can it draw?
     """
 
     def options_from(argv):
@@ -40,6 +41,8 @@ def idea_options(prog, description, text, bytes=None):
         add("--checkpoint", help="whose model to use (default: the newest there is)")
         if bytes:
             add("--bytes", type=number(int, 1, 200), default=bytes, help="to write")
+        if plot:
+            add("--plot", metavar="FILE", type=to_write(".png", ".svg"), help="draw it too")
         return parser.parse_args(argv)
 
     return options_from

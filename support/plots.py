@@ -1,127 +1,182 @@
-"""Pictures of score against cost: scatter plots whose marks carry their names.
+"""Pictures by matplotlib: what quality costs, which drafted bytes are kept, patches, masks.
 
-Colour tells the method, shape how a block is filled, size and text the bytes drafted at once.
+Colours are Okabe and Ito's, which colour-blind people tell apart.
 """
 
 import argparse
 import os
-from typing import NamedTuple
+import statistics
+from itertools import accumulate
 
-from support.terminal import package
+from support.terminal import package, visible
 
-# Okabe and Ito's colours, which colour-blind people tell apart
-COLOURS = {"BLT": "#000000", "BLT-S": "#0072B2", "BLT-D": "#D55E00", "BLT-DV": "#009E73"}
-COLOURS |= {"lookup": "#CC79A7"}
+BLUE, ORANGE, GREEN, RED, BLANK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#ECECEC"
 METHODS = {"blt": "BLT", "blts": "BLT-S", "bltd": "BLT-D", "bltdv": "BLT-DV", "lookup": "lookup"}
-# Triangles unmask by confidence, shapes with more corners by entropy.
-MARKERS = {"": "o", "α = 0.3": "v", "α = 0.5": "^", "α = 0.7": ">", "γ = 0.5": "d", "γ = 0.8": "s"}
-MARKERS |= {"γ = 1.0": "D", "γ = 1.2": "P", "γ = 1.5": "p", "γ = 2.0": "h", "one-step": "X"}
-MARKERS |= {"chained": "*", "copy 16": "<"}
-SIZES = {"4": 6.5, "8": 8.5, "16": 10.5}
-TICKS = [n * 10.0**power for power in range(-3, 5) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
+COLOURS = {"blt": "black", "blts": BLUE, "bltd": RED, "bltdv": GREEN, "lookup": "#CC79A7"}
+TICKS = [n * 10.0**power for power in range(-3, 5) for n in (1, 1.5, 2, 3, 4, 6, 8)]
+GB, MS = "parameters read, GB a generation (Eq. 8)", "time, ms a byte"
+MONO = {"family": "DejaVu Sans Mono", "ha": "center", "va": "center"}
 
 
-class Mark(NamedTuple):
-    """One measurement in a picture."""
+def to_write(*endings):
+    """An argparse type: a file that ends so, in a folder there is, by what draws it if drawn."""
 
-    x: float
-    y: float
-    method: str  # one of COLOURS
-    name: str  # marks that share it are joined and get one label; NAME-4 drafts 4 bytes at once
-    rule: str = ""  # how a block is filled, one of MARKERS
-    error: float | None = None  # of y
+    def parse(path):
+        folder = os.path.dirname(path) or "."
+        if not path.endswith(endings):
+            words = f"this is written as {' or '.join(endings)}, not {path}"
+            raise argparse.ArgumentTypeError(words)
+        if not os.path.isdir(folder):
+            raise argparse.ArgumentTypeError(f"there is no folder {folder} to write in")
+        if ".png" in endings:
+            pyplot()  # says what is missing before anything is measured
+        return path
 
-
-def plot_path(path):
-    """An argparse type: a file that matplotlib can be asked to write."""
-    if not path.endswith((".png", ".svg")):
-        raise argparse.ArgumentTypeError(f"plots are written as .png or .svg, not {path}")
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise argparse.ArgumentTypeError(f"there is no folder {folder} to draw in")
-    pyplot()  # says what is missing before anything is measured
-    return path
+    return parse
 
 
 def pyplot():
-    """matplotlib's pyplot, drawing to files. Raises BadInput where a package is missing."""
+    """matplotlib's pyplot, drawing to files. Raises BadInput where the package is missing."""
     package("matplotlib", "a picture").use("Agg")
-    package("adjustText", "a picture")
     plt = package("matplotlib.pyplot", "a picture")
     plt.rcParams.update({"font.size": 10, "svg.fonttype": "none"})
     return plt
 
 
-def draw(path, title, ylabel, panels):
-    """Scatter plots below each other. panels: x label -> Marks."""
-    plt, n = pyplot(), len(panels)
-    figure, axes = plt.subplots(n, figsize=(8, 1 + 4.2 * n), squeeze=False, layout="constrained")
-    for axis, (xlabel, marks) in zip(axes[:, 0], panels.items()):
-        for mark in marks:
-            draw_mark(axis, mark)
-        # On a log scale equal distances are equal savings.
-        axis.set(xscale="log", xlabel=f"{xlabel}, log scale", ylabel=ylabel)
-        axis.xaxis.set_major_locator(plt.FixedLocator(TICKS))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.minorticks_off()
-        axis.margins(0.1, 0.15)
-        axis.grid(alpha=0.25)
-    figure.suptitle(title, fontsize=11)
-    shown = legend_of([mark for marks in panels.values() for mark in marks])
-    figure.legend(handles=shown, loc="outside lower center", ncols=7, fontsize=9, frameon=False)
-    # Only now is it known where each mark lies in the picture.
-    for axis, marks in zip(axes[:, 0], panels.values()):
-        name_groups(axis, marks)
+def written(figure, path):
+    """Write a picture."""
     figure.savefig(path, dpi=160)
-    plt.close(figure)
+    pyplot().close(figure)
 
 
-def draw_mark(axis, mark):
-    """Draw one Mark, the larger the more bytes are drafted at once."""
-    colour, size = COLOURS[mark.method], SIZES.get(mark.name.split("-")[-1], 8)
-    style = {"markerfacecolor": colour, "markeredgecolor": "white", "markeredgewidth": 0.5}
-    style |= {"marker": MARKERS.get(mark.rule, "*"), "markersize": size, "ecolor": colour}
-    axis.errorbar(mark.x, mark.y, mark.error, **style)
+# ---- what quality costs
 
 
-def legend_of(marks):
-    """Handles that explain the colours and the shapes that occur."""
-    methods, rules = {mark.method for mark in marks}, {mark.rule for mark in marks} - {""}
-    styles = [{"color": COLOURS[name], "label": name} for name in COLOURS if name in methods]
-    gray = {"color": "gray"}
-    styles += [gray | {"label": r, "marker": MARKERS[r]} for r in MARKERS if r in rules]
-    line = pyplot().Line2D
-    return [line([], [], linestyle="", **({"marker": "o"} | style)) for style in styles]
+def draw_tradeoff(path, rows, how):
+    """Cost of every mode and setting against the quality of what it writes.
+
+    rows: of bandwidth.compare. What verifies has plain BLT's distribution, and its output differs
+    in bits by chance alone: its filled marks lie at the mean of them all.
+    """
+    same = statistics.mean(r["output_bits_per_byte"] for r in rows if r["lossless"])
+    bits = [same if row["lossless"] else row["output_bits_per_byte"] for row in rows]
+    costs = {
+        GB: [r["bandwidth_gb"] for r in rows],
+        MS: [1000 / r["bytes_per_second"] for r in rows],
+    }
+    plt = pyplot()
+    figure, axes = plt.subplots(2, figsize=(8.3, 10), layout="constrained")
+    for axis, (label, cost) in zip(axes, costs.items()):
+        for row, *place in zip(rows, bits, cost):
+            colour = COLOURS[row["mode"]]
+            filled = colour if row["lossless"] else "white"
+            axis.plot(*place, "o", color=colour, markerfacecolor=filled, markersize=8)
+        style = {"where": "post", "color": "gray", "linestyle": "--", "zorder": 1}
+        axis.step(*zip(*frontier(zip(bits, cost))), **style)
+        axis.set(yscale="log", ylabel=f"{label}, log scale", xlabel="bits per byte of the output")
+        axis.yaxis.set_major_locator(plt.FixedLocator(TICKS))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
+        low, high = min(bits), max(bits)
+        room = (0.1 + high - low) * 0.42  # for the names on both sides
+        axis.set(xlim=(low - room, high + room), ylim=(min(cost) / 1.2, max(cost) * 1.2))
+        for lossless in (True, False):
+            these = [x for x in zip(rows, bits, cost) if x[0]["lossless"] == lossless]
+            name_marks(axis, these, lossless)
+    words = "filled: lossless, as good as plain BLT's; hollow: other text than plain BLT's"
+    figure.suptitle(f"{how}: lower left is better\n{words}\ndashed: the frontier", fontsize=11)
+    written(figure, path)
 
 
-def name_groups(axis, marks):
-    """Join the marks that share a name by a thin line, and write it where there is room."""
-    texts, groups = [], {}
-    for mark in sorted(marks):
-        groups.setdefault(mark.name, []).append(mark)
-    for name, group in groups.items():
-        colour, places = COLOURS[group[0].method], [mark[:2] for mark in group]
-        axis.plot(*zip(*places), color=colour, linewidth=0.7, alpha=0.6, zorder=1)
-        style = {"color": colour, "fontsize": 8.5}
-        texts.append(axis.text(*places[len(places) // 2], name, ha="center", va="center", **style))
-    # Names keep clear of disks a bit larger than the marks, which are not to be seen themselves.
-    disks = axis.scatter(*zip(*(mark[:2] for mark in marks)), s=130)
-    # They are wide and low: up and down is the shorter way out.
-    forces = {"force_text": (0.05, 0.4), "force_static": (0.05, 0.3), "expand": (1.1, 1.4)}
-    # A limit in seconds, the default, would draw another picture on another machine.
-    forces |= {"iter_lim": 500, "arrowprops": {"arrowstyle": "-", "lw": 0.4}}
-    package("adjustText", "a picture").adjust_text(texts, objects=disks, ax=axis, **forces)
-    disks.remove()
+def frontier(places):
+    """Places (bits, cost), those that no other beats in both -> list, the best quality first."""
+    best = []
+    for place in sorted(places):
+        if not best or place[1] < best[-1][1]:
+            best.append(place)
+    return best
 
 
-def draw_tradeoff(path, rows, title):
-    """What quality costs: rows of bandwidth.compare, against gigabytes and bytes a second."""
-    panels = {"parameters read for a generation, GB (Eq. 8)": [], "speed, bytes/s": []}
-    for row in rows:
-        method = METHODS[row["mode"]]
+def name_marks(axis, marks, left):
+    """Name marks (row, bits, cost) in a column at one side, from the cheapest up, with a line."""
+    for i, (row, *place) in enumerate(sorted(marks, key=lambda mark: mark[2])):
         size, _, rule = row["setting"].partition(" ")
-        rule = rule.replace("confidence", "α =").replace("entropy", "γ =")
-        name = "-".join([method, *size.split("=")[1:]])
-        for marks, key in zip(panels.values(), ("bandwidth_gb", "bytes_per_second")):
-            marks.append(Mark(row[key], row["output_bits_per_byte"], method, name, rule))
-    draw(path, title, "bits per byte of the output under plain BLT", panels)
+        name = f"{'-'.join([METHODS[row['mode']], *size.split('=')[1:]])} {rule}".strip()
+        name = name.replace("confidence", "α =").replace("entropy", "γ =")
+        end, colour = (0.2 if left else 0.8, (i + 0.5) / len(marks)), COLOURS[row["mode"]]
+        line = {"arrowstyle": "-", "lw": 0.5, "color": colour, "relpos": (left, 0.5)}
+        style = {"color": colour, "fontsize": 8.5, "ha": "right" if left else "left"}
+        axis.annotate(name, place, end, "data", "axes fraction", line, va="center", **style)
+
+
+def draw_acceptance(path, rows, K, how):
+    """Of the rounds of BLT-DV with whole blocks, those that accept so many bytes and more.
+
+    rows: of bandwidth.compare; K: bytes of a block.
+    """
+    plt, marks = pyplot(), iter("osD^v")
+    figure, axis = plt.subplots(figsize=(8.3, 4), layout="constrained")
+    colours = {"one-step": BLUE, "confidence": GREEN, "chained": RED}
+    for row in rows:
+        size, _, rule = row["setting"].partition(" ")
+        if row["mode"] == "bltdv" and size == f"K={K}" and rule.split()[0] in colours:
+            kept = [100 * share for share in row["kept_by_position"]]
+            style = {"color": colours[rule.split()[0]], "marker": next(marks), "label": rule}
+            axis.plot(range(1, len(kept) + 1), kept, **style)
+    axis.set(xlabel="position in the block, bytes", ylabel="drafted and accepted, % of rounds")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
+    axis.set_title(f"What verification keeps of blocks of {K}; {how}", fontsize=11)
+    written(figure, path)
+
+
+# ---- what patches and blocks are
+
+
+def draw_patching(path, data, closes, entropies, threshold):
+    """The first 64 bytes of a text in their patches, and the entropy before each.
+
+    closes, entropies: as support.show.show_patching has them; threshold: nats, None without one.
+    """
+    plt, places = pyplot(), range(min(64, len(data)))
+    figure, axis = plt.subplots(figsize=(8.3, 2.8), layout="constrained")
+    for i, patch in zip(places, accumulate(map(int, closes))):
+        axis.axvspan(i - 0.5, i + 0.5, color=(BLUE, ORANGE)[patch % 2], alpha=0.3, lw=0)
+        axis.text(i, -0.4, visible(data[i : i + 1]), **MONO)
+    if entropies:
+        axis.plot(places, [entropies[i] for i in places], "o-", color="black", ms=3, lw=1)
+    if threshold is not None:
+        axis.axhline(threshold, color=RED, ls="--")
+        axis.text(len(places) - 0.3, threshold, f"θ = {threshold:.2f}", color=RED, va="center")
+    axis.set(xlim=(-0.5, len(places) - 0.5), xlabel="position, bytes", ylabel="entropy, nats")
+    axis.set_ylim(bottom=-0.8)
+    axis.set_title("Entropy before each byte: above θ a patch opens, as behind a full one")
+    written(figure, path)
+
+
+def draw_mask(path, seen, names, groups):
+    """Who (row) sees whom (column): clean rows, then those of blocks.
+
+    seen (R, R) bools; names: of the rows; groups: how many are clean, and how many each block has.
+    """
+    plt, R, N = pyplot(), range(len(names)), groups[0]
+    names = [name.replace(" ", "␣") for name in names]
+    figure, axis = plt.subplots(figsize=(8.3, 8.6), layout="constrained")
+    kinds = {"hidden": BLANK, "reads a clean row": BLUE, "reads its own block": ORANGE}
+    colours = plt.matplotlib.colors.ListedColormap(list(kinds.values()))
+    axis.imshow([[seen[r][c] * (1 + (c >= N)) for c in R] for r in R], colours, vmin=0, vmax=2)
+    for edge in R:
+        gap = {"color": "white", "lw": 8 if edge in accumulate(groups) else 2}
+        axis.axhline(edge - 0.5, **gap)
+        axis.axvline(edge - 0.5, **gap)
+    axis.set_xticks(R, names, family=MONO["family"])
+    axis.set_yticks(R, names, family=MONO["family"])
+    axis.tick_params(length=0, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    handles = [plt.Rectangle((0, 0), 1, 1, fc=kinds[name], label=name) for name in kinds]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    title = f"{N} clean bytes and blocks of {groups[1]}, which read the clean bytes before their "
+    figure.suptitle(title + "start\nand themselves, and never the clean bytes that they hide")
+    written(figure, path)

@@ -1,12 +1,15 @@
-"""What the root files print when they are run to show their idea: text, masks, drafts."""
+"""What the root files print to show their idea, text, masks, drafts; what watches generations."""
 
 import codecs
+import time
 from collections import Counter
+from dataclasses import replace
 from itertools import accumulate, islice, pairwise
 
 import torch
 
 from data import decode
+from support.plots import draw_mask, draw_patching
 from support.terminal import has_colour, paint, show_patches, table, table_of, visible
 
 
@@ -33,12 +36,18 @@ def patches_of(data, closes):
     return [data[start:end] for start, end in pairwise(cuts)]
 
 
-def show_patching(data, closes, entropies, longest, what):
+def show_patching(data, closes, entropies, config, plot=None):
     """Print a text in its patches, the entropy before each byte, and the lengths of patches.
 
-    closes, entropies: of BOS and every byte; entropies None if there are none; what: the patcher
-    in words; longest: bytes of a patch, 0 for any number.
+    closes, entropies: of BOS and every byte; entropies None if there are none; config: a
+    PatcherConfig; plot: a file to draw it in too.
     """
+    what, threshold = f"{config.kind} patcher", config.threshold
+    if entropies:
+        what += f", threshold {threshold:.3f} nats"
+    if plot:
+        compared = config.kind == "entropy"  # with entropies themselves
+        draw_patching(plot, data, closes, entropies, threshold if compared else None)
     patches, rows = patches_of(data, closes), []
     for i, number in zip(range(len(data)), accumulate(map(int, closes))):
         before = f"{entropies[i]:.2f}" if entropies else ""
@@ -49,15 +58,16 @@ def show_patching(data, closes, entropies, longest, what):
     size, count = len(data), len(patches)
     print(f"{what}: {size} bytes in {count} patches, mean {size / count:.2f}")
     lengths = Counter(map(len, patches))
-    for length in range(1, (longest or max(lengths)) + 1):
+    for length in range(1, (config.max_patch or max(lengths)) + 1):
         bar = "█" * round(40 * lengths[length] / max(lengths.values()))
         print(f"{length:3} bytes  {lengths[length]:6}  {bar}".rstrip())
 
 
-def show_blocks(data, closes, blocks, K, sees):
+def show_blocks(data, closes, blocks, K, sees, plot=None):
     """Print the patches of a text, the diffusion.Blocks at it, what they hide, who sees whom.
 
-    closes: of BOS and every byte but the last; sees: the rule, layers.sees.
+    closes: of BOS and every byte but the last; sees: the rule, layers.sees; plot: a file to draw
+    who sees whom in too.
     """
     N = len(closes)
     print("patches   " + show_patches(patches_of(data, closes)))
@@ -79,13 +89,25 @@ def show_blocks(data, closes, blocks, K, sees):
     seen = sees(position[:, None], start[:, None], position[None], start[None], 10**9).tolist()
     print(f"\nwho (row) sees whom (column): {N} clean rows, then those of blocks; ^ is BOS")
     kinds = ["clean"] * N + ["block"] * K * len(shown)
-    draw_rows(seen, kinds, [letters[p] for p in position.tolist()], [N] + [K] * len(shown))
+    names, groups = [letters[p] for p in position.tolist()], [N] + [K] * len(shown)
+    draw_rows(seen, kinds, names, groups)
+    if plot:
+        draw_mask(plot, seen, names, groups)
 
 
 class Trace:
-    """Prints unmasking steps and rounds as they happen; on a terminal a block's steps overwrite."""
+    """Prints unmasking steps and rounds as they happen; on a terminal a block's steps overwrite.
+
+    Whatever watches a generation has these four methods.
+    """
 
     rounds = steps = 0
+
+    def begin(self, stream):
+        """The stream has taken the prompt in, and the clock starts."""
+
+    def draft(self, ids):
+        """A whole draft, before it is verified: `round` shows it."""
 
     def step(self, ids, masked):
         """One unmasking step of a block: ░ is still masked."""
@@ -111,6 +133,27 @@ class Trace:
         if rejected:
             line += "  " + paint("rejected: " + rejected, 31)
         print(line, flush=True)
+
+
+class Recorder:
+    """A trace that keeps what it is told as `events`: dicts, with the seconds and Counters then."""
+
+    def begin(self, stream):
+        self.stream, self.events, self.began = stream, [], time.perf_counter()
+        self.see()
+
+    def see(self, **told):
+        t, counters = time.perf_counter() - self.began, replace(self.stream.counters)
+        self.events.append({"t": t, "counters": counters, **told})
+
+    def step(self, ids, masked):
+        self.see(cells=[None if hidden else id_ for id_, hidden in zip(ids, masked)])
+
+    def draft(self, ids):
+        self.see(cells=ids, whole=True)
+
+    def round(self, processed, drafted, accepted, following):
+        self.see(accepted=accepted, decided=[*drafted[:accepted], following])
 
 
 def summary(mode, made, paper_calls):

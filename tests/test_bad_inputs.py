@@ -146,6 +146,12 @@ LINES = {
     "scripts.benchmark --checkpoint gone.pt": "no checkpoint at gone.pt",
     "bandwidth.py --plot x.txt": ".png or .svg",
     "bandwidth.py --plot gone/x.png": "no folder gone",
+    "bandwidth.py --plot x.png --paper": "not allowed with",
+    "bandwidth.py --plot-acceptance x.gif": ".png or .svg",
+    "patcher.py --text x --plot x.txt": ".png or .svg",
+    "diffusion.py --plot gone/x.png": "no folder gone",
+    "scripts.race": "--out FILE or --gif FILE",
+    "scripts.race --out x.txt": ".html",
     "scripts.fuzz --minutes 0": "is outside",
     "scripts.fuzz --seed -1": "is outside",
     # files that are written

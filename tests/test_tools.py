@@ -1,13 +1,10 @@
-"""scripts/: passes timed, an export, pictures."""
-
-import sys
+"""scripts/: passes timed, an export."""
 
 import pytest
 import torch
 from conftest import make_models
 from test_scripts import refused
 
-import bandwidth
 import sample
 import train
 from data import corpus_of, document_ids
@@ -65,24 +62,6 @@ def test_export_checks_before_it_writes(trained_file, tmp_path):
     with pytest.raises(BadInput, match="other hash"):
         export.main([str(tmp_path / "other.pt"), str(tmp_path / "small.pt")])
     assert not (tmp_path / "small.pt").exists()
-
-
-# ---- pictures
-
-
-def test_a_checkpoints_trade_off_is_drawn(trained_file, tmp_path, capsys):
-    pytest.importorskip("adjustText")
-    (tmp_path / "prompts").write_bytes(b"def f\n")
-    arguments = ["--prompts", str(tmp_path / "prompts"), "--bytes", "8"]
-    out = tmp_path / "x.png"
-    bandwidth.main(["--checkpoint", str(trained_file), *arguments, "--plot", str(out)])
-    assert out.read_bytes().startswith(b"\x89PNG") and "bytes/s" in capsys.readouterr().out
-
-
-def test_without_matplotlib_one_line_says_where_it_comes_from(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(BadInput, match="requirements-dev.txt"):
-        bandwidth.main(["--plot", str(tmp_path / "x.png")])
 
 
 # ---- all three
