@@ -196,8 +196,7 @@ def main(argv=None):
     else:
         model, patcher = load_model(checkpoint.find(options.checkpoint))
         settle_threads(model, patcher)
-        prompts, settings = read_prompts(options.prompts), settings_of(model)
-        o = options
+        o, prompts, settings = options, read_prompts(options.prompts), settings_of(model)
         sampling_of = functools.partial(Sampling, o.temperature, o.top_p, True, o.seed)
         made = measure(model, patcher, prompts, options.bytes, settings, sampling_of)
         rows, times = compare(model, patcher, prompts, settings, made)

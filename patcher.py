@@ -272,16 +272,6 @@ def find_patches(patcher, documents, device="cpu"):
 # ---- run: a text in its patches
 
 
-def report(patcher, data, plot=None):
-    """Print a text in patches, the entropy before each byte, and the lengths of patches.
-
-    plot: a file to draw it in too.
-    """
-    ids = torch.tensor([BOS] + encode(data))
-    entropies = patcher.entropies(ids).tolist() if patcher.needs_entropy else None
-    show_patching(data, patcher.closes(ids).tolist(), entropies, patcher.config, plot)
-
-
 def options_from(argv):
     parser = Parser(prog="patcher.py", description="Show a text in its patches.")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -305,14 +295,15 @@ def main(argv=None):
     if not data:
         raise BadInput("there is no text to show: it is empty")
     patcher = patcher_from(checkpoint.load(checkpoint.find(options.checkpoint)))
-    trained = patcher.config
+    trained, ids = patcher.config, torch.tensor([BOS] + encode(data))
     changes = {name: getattr(options, name) for name in ("kind", "threshold", "max_patch")}
     changes = {name: value for name, value in changes.items() if value is not None}
     patcher.config = PatcherConfig(**{**asdict(trained), **changes})
     if patcher.config.kind != trained.kind and options.threshold is None:
         # A threshold of entropies says nothing about their differences.
-        calibrate(patcher, [torch.tensor([BOS] + encode(data))])
-    report(patcher, data, options.plot)
+        calibrate(patcher, [ids])
+    entropies = patcher.entropies(ids).tolist() if patcher.needs_entropy else None
+    show_patching(data, patcher.closes(ids).tolist(), entropies, patcher.config, options.plot)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ decides (the best two logits, or what the patcher compares with its threshold, l
 
 import functools
 import os
-from collections import Counter
 
 from bandwidth import compare, measure
 from data import decode, encode
@@ -122,12 +121,9 @@ def compare_modes(model, patcher, prompts, options):
     rows, times = compare(model, patcher, ids, settings, made)
     print_measured(rows, times)
     if not options.temperature:
-        words, counts = {True: "yes", False: "no"}, []
-        for mode, same in verdicts.items():
-            # How many prompts of each verdict
-            parts = [f"{n} {words.get(verdict, verdict)}" for verdict, n in Counter(same).items()]
-            counts.append(f"{mode} {', '.join(parts)}")
-        print(f"identical to plain BLT: {'; '.join(counts)}")
+        words = {True: "yes", False: "no", "tie": "tie"}  # one for each prompt
+        said = (f"{mode} {', '.join(map(words.get, same))}" for mode, same in verdicts.items())
+        print(f"identical to plain BLT: {'; '.join(said)}")
 
 
 def options_from(argv):

@@ -25,7 +25,7 @@ from diffusion import chain_loss, diffusion_loss, make_blocks
 from generate import Sampling, bits_per_byte, generate, next_byte_loss
 from model import PRESETS
 from patcher import calibrate, find_patches, mean_patch
-from support.machine import arithmetic, flops_per_byte, keep_memory
+from support.machine import keep_memory
 from support.optim import learning_rate, make_optimizer
 from support.presets import TrainingSettings
 from support.quality import masked_accuracy
@@ -242,11 +242,8 @@ def train_model(run, ids, closes, held_out):
     after = recipe.after if recipe.block_size else 1.0
     speed = train_stage(run, task, run.asked["steps"], after=after, validate=validate)
     trained = run.step * s.length * s.batch * s.accumulate
-    mean = run.results["mean_patch_train"]
-    work = flops_per_byte(run.model, mean, recipe.cells(mean)) * speed
     run.results |= {"bytes_per_second": speed, "trained_bytes": trained}
-    used = arithmetic(work, run.dtype, run.device)
-    print(f"trained {run.step} steps on {trained:,} bytes at {speed:,.0f} bytes/s: {used}")
+    print(f"trained {run.step} steps on {trained:,} bytes at {speed:,.0f} bytes/s")
 
 
 def written(run, length, prompt=b"def "):

@@ -5,29 +5,24 @@
     python -m evaluation likelihood --set arc-easy --items DIR # multiple choice
     python -m evaluation translate --mode bltdv                # number phrases, FLORES, NTREX
     python -m evaluation code --allow-code-execution           # one-line functions, HumanEval, MBPP
-    python -m evaluation diversity                             # more passes, more diverse samples?
     python -m evaluation miniature --write DIR                 # text for `train.py --data DIR`
-    python -m evaluation miniature --checkpoints A.pt B.pt     # the paper's Figure 7 in small
 
 Each takes the flags that it reads and no others: `python -m evaluation TASK --help`.
 """
 
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import fields
 from typing import NamedTuple
 
 from diffusion import RULES
-from evaluation.answers import evaluate_code, evaluate_miniature, evaluate_translation
+from evaluation.answers import evaluate_code, evaluate_translation
 from evaluation.benchmarks import CHOICES, PROGRAMS, READERS, TRANSLATIONS
-from evaluation.diversity import evaluate_diversity
 from evaluation.likelihood import evaluate_bpb, evaluate_likelihood
-from evaluation.miniature import TASKS
+from evaluation.miniature import TASKS, write_text
 from sample import load
 from speculate import MODES, Drafting
 from support.flags import Only, add_checkpoint, add_mode, add_sampling
-from support.plots import plot_path
 from support.terminal import BadInput, Parser, number, run
 
 
@@ -36,30 +31,20 @@ class Task(NamedTuple):
 
     run: Callable  # takes model, patcher and options; its docstring is the help
     limit: int | None  # the default
-    unit: str  # what --limit counts
     flags: str  # besides --limit and --json
     sets: tuple = ()  # names for --set, the first of them the default
-    bytes: int | None = None  # the default; None: as in the paper, it depends on --set
-    temperature: float = 0.0
 
 
 MODEL = "checkpoint device threshold"
 DRAFTING = " ".join(field.name.replace("_", "-") for field in fields(Drafting))
 DRAWN = f"bytes temperature top-p seed ignore-eos no-stop {DRAFTING}"
 ANSWERS = f"{MODEL} mode {DRAWN}"
-SUBJECTS = "items; those of mmlu are taken from its subjects in turn"
-# What diversity sets itself is no flag; its temperature is 1, as greedy samples would all be one.
-SAMPLES = f"{MODEL} bytes temperature seed block-size"
-ALL_MODES = f"device {DRAWN} allow-code-execution plot"
 PROGRAM = f"{ANSWERS} allow-code-execution"
 COMMANDS = {
-    "bpb": Task(evaluate_bpb, None, "documents", f"data {MODEL}"),
-    "likelihood": Task(evaluate_likelihood, 1000, SUBJECTS, f"data {MODEL}", ("cloze", *CHOICES)),
-    "translate": Task(evaluate_translation, 200, "items", ANSWERS, (*TASKS[:2], *TRANSLATIONS)),
-    "code": Task(evaluate_code, 200, "items", PROGRAM, (*TASKS[2:], *PROGRAMS)),
-    "diversity": Task(evaluate_diversity, 16, "samples a setting", SAMPLES, (), 1000, 1.0),
-    # This one takes options alone, which name several models.
-    "miniature": Task(evaluate_miniature, 100, "items a task", ALL_MODES, bytes=256),
+    "bpb": Task(evaluate_bpb, None, f"data {MODEL}"),
+    "likelihood": Task(evaluate_likelihood, 1000, f"data {MODEL}", ("cloze", *CHOICES)),
+    "translate": Task(evaluate_translation, 200, ANSWERS, (*TASKS[:2], *TRANSLATIONS)),
+    "code": Task(evaluate_code, 200, PROGRAM, (*TASKS[2:], *PROGRAMS)),
 }
 
 
@@ -67,19 +52,15 @@ def add_task(tasks, name, task):
     """The parser of a task."""
     text = inspect.getdoc(task.run)
     parser = tasks.add_parser(name, help=text, description=text)
-    help_ = f"evaluate on the first so many {task.unit}"
+    help_ = "evaluate on the first so many items, of mmlu's subjects in turn, or documents"
     parser.add_argument("--limit", type=number(int, 1), default=task.limit, help=help_)
-    if name == "miniature":
-        one_of = parser.add_mutually_exclusive_group(required=True)
-        one_of.add_argument("--write", metavar="DIR", help="write text to train on, nothing else")
-        one_of.add_argument("--checkpoints", nargs="+", metavar="FILE", help="trained on that")
     if task.sets:
         public = ", ".join(known for known in task.sets if known in READERS)
         parser.add_argument("--set", default=task.sets[0], choices=task.sets, help="which items")
         parser.add_argument("--items", metavar="DIR", help=f"folder with the files of {public}")
     some = Only(parser, f"json {task.flags}")
     add_checkpoint(some)
-    add_sampling(some, task.bytes, task.temperature)
+    add_sampling(some, bytes=None)  # as in the paper, it depends on --set
     add_mode(some, MODES, RULES)
     # The flags that sample.py has not
     add = some.add_argument
@@ -89,7 +70,6 @@ def add_task(tasks, name, task):
     add("--no-stop", action="store_true", help=help_)
     help_ = "run programs that the model wrote; this is NO SECURITY SANDBOX"
     add("--allow-code-execution", action="store_true", help=help_)
-    add("--plot", metavar="FILE", type=plot_path, help="draw it, PNG or SVG")
 
 
 def options_from(argv):
@@ -98,15 +78,12 @@ def options_from(argv):
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for name, task in COMMANDS.items():
         add_task(tasks, name, task)
+    write = tasks.add_parser("miniature", help=inspect.getdoc(write_text)).add_argument
+    write("--write", metavar="DIR", required=True, help="a new or empty folder")
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         words = f"{options.task} takes no {' '.join(unknown)}"
         raise BadInput(f"{words} (see {parser.prog} {options.task} --help)")
-    if getattr(options, "write", None):
-        # Whether a flag was given can't be seen from its value, which may be the default.
-        given = sys.argv[1:] if argv is None else argv
-        if sum(argument.startswith("-") for argument in given) > 1:
-            raise BadInput("--write takes no other flag: it writes all that there is to train on")
     if "set" in options:
         if options.items and options.set not in READERS:
             raise BadInput(f"--set {options.set} reads no --items: name a benchmark with --set")
@@ -119,8 +96,9 @@ def options_from(argv):
 
 def main(argv=None):
     options = options_from(argv)
-    model_and_patcher = () if options.task == "miniature" else load(options)
-    COMMANDS[options.task].run(*model_and_patcher, options)
+    if options.task == "miniature":
+        return write_text(options.write)
+    COMMANDS[options.task].run(*load(options), options)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def evaluate_bpb(model, patcher, options):
         shares = ["right", *(f"{share:.0%}" for share in accuracy)]
         losses = ["bits per byte", *(f"{bits:.2f}" for bits in masked_bits)]
         note = "\n\n" + table(header, [losses, shares])
-    show([row], COLUMNS, options, note)
+    show(row, COLUMNS, options, note)
 
 
 def evaluate_likelihood(model, patcher, options):

@@ -12,7 +12,7 @@ import functools
 import json
 from pathlib import Path
 
-from data import name_chance
+from data import corpus_of, name_chance
 from evaluation.tasks import Question, as_example, behind, picker, translation
 from support.terminal import BadInput, package
 
@@ -110,10 +110,10 @@ def training_documents():
     return sorted(documents)
 
 
-def write(folder):
-    """Write the training documents into a new or empty folder, a file each.
+def write_text(folder):
+    """Write number phrases and one-line functions to train on into a new or empty folder.
 
-    `corpus_of([folder])` names them TASK/NUMBER again, so hash and split stay what they are.
+    `translate` and `code` ask for others of their kind. The files are named TASK/NUMBER.
     """
     folder = Path(folder)
     try:
@@ -126,3 +126,4 @@ def write(folder):
             path.write_bytes(data)
     except OSError as problem:
         raise BadInput(f"can't write {problem.filename}: {problem.strerror}") from None
+    print(f"{corpus_of([folder]).describe()}\ntrain on it: python train.py --data {folder}")

@@ -76,35 +76,28 @@ def mean(name, values):
     return {name: statistics.mean(values), f"{name}_se": error}
 
 
-def with_errors(row):
-    """The same row, every number that has a standard error as text with ± that, if it is known."""
+def show(row, columns, options, note=""):
+    """Print a row of JSON keys: with --json as an object, else as a table with a note below.
+
+    There a number that has a standard error is text with ± that, if it is known.
+    """
+    if options.json:
+        return print_rows([{"task": options.task, **row}])
     shown = dict(row)
     for name, error in row.items():
         if (known := name.removesuffix("_se")) != name:
             shown[known] = f"{row[known]:.4g}" + ("" if error is None else f" ± {error:.2g}")
-    return shown
-
-
-def cost_of(made):
-    """What Generations cost, by the JSON keys of all tasks, their passes also for each byte."""
-    cost = Generation.total(made).cost()
-    passes = {key: n for key, n in cost.items() if key.endswith("_nfes")}
-    return cost | {f"{key}_per_byte": n / max(1, cost["new_bytes"]) for key, n in passes.items()}
-
-
-def show(rows, columns, options, note=""):
-    """Print rows of JSON keys: with --json an object each, else as a table with a note below."""
-    if options.json:
-        return print_rows({"task": options.task, **row} for row in rows)
-    return print(table_of(map(with_errors, rows), columns) + note)
+    return print(table_of([shown], columns) + note)
 
 
 def report(score, made, options, **known):
-    """Show score and cost of one run.
+    """Show score and cost of one run, its passes also for each byte.
 
     score: what `mean` makes, of one or several names. made: a Generation for each item. known:
     what else there is to say of the run, in words.
     """
+    row = {**known, **score, "items": len(made), **(cost := Generation.total(made).cost())}
+    passes = [key for key in cost if key.endswith("_nfes")]
+    row |= {f"{key}_per_byte": cost[key] / max(1, cost["new_bytes"]) for key in passes}
     names = [name for name in (*known, *score) if not name.endswith("_se")]
-    columns = "".join(f"{name} s {name} | " for name in names) + COST
-    show([{**known, **score, "items": len(made), **cost_of(made)}], columns, options)
+    show(row, "".join(f"{name} s {name} | " for name in names) + COST, options)

@@ -96,18 +96,18 @@ def film(path, race):
     with tempfile.TemporaryDirectory(prefix="race-") as folder:
         page, shot, frames = Path(folder) / "race.html", Path(folder) / "shot.png", []
         write_page(page, race)
-        flags = f"--headless --no-sandbox --disable-gpu --hide-scrollbars --screenshot={shot}"
-        flags += f" --window-size={width},{height} --user-data-dir={folder}/profile"
+        shoot = f"{BROWSER} --headless --no-sandbox --disable-gpu --hide-scrollbars"
+        shoot += f" --screenshot={shot} --window-size={width},{height} --user-data-dir={folder}/own"
         for frame in trange(FRAMES + 1, desc="frames", leave=False):
-            address = f"{page.as_uri()}#{frame / FRAMES}"
-            subprocess.run([BROWSER, *flags.split(), address], capture_output=True, timeout=60)
+            moment = f"{page.as_uri()}#{frame / FRAMES}"
+            subprocess.run([*shoot.split(), moment], capture_output=True)
             with image.open(shot) as picture:
                 frames.append(picture.convert("RGB"))
     # One palette for all, so that only what moves is stored, which has the rare colours too
     palette = frames[FRAMES // 2].quantize(256, image.Quantize.MAXCOVERAGE)
     frames = [frame.quantize(palette=palette, dither=0) for frame in frames]
-    waits = [120] * FRAMES + [4000]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=waits, loop=0)
+    how = {"append_images": frames[1:], "duration": [120] * FRAMES + [4000], "loop": 0}
+    frames[0].save(path, save_all=True, **how)
 
 
 def options_from(argv):

@@ -55,13 +55,6 @@ def product_speed(dtype, device, n=1024):
     return 8 * n**3 / median_seconds(lambda: (a @ b).sum().item(), 5)
 
 
-def arithmetic(speed, dtype, device):
-    """Operations a second beside what matrix products reach, in words: a number to tune by."""
-    peak = product_speed(dtype, device)
-    of_peak = f"{speed / peak:.0%} of the {peak / 1e9:.0f} measured for {dtype} matrix products"
-    return f"{speed / 1e9:.0f} GFLOP/s, {of_peak}"
-
-
 def bfloat16_gain(device):
     """How many times as fast products of bfloat16 matrices are as those of float32, measured."""
     # Small products: a CPU without bfloat16 arithmetic would take a minute over large ones.
@@ -105,17 +98,3 @@ def keep_memory():
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         except (OSError, AttributeError):
             pass  # another libc: only slower
-
-
-def flops_per_byte(model, mean_patch=4.0, cells_per_byte=0.0):
-    """Operations of matrix products to train on one byte, forward and backward.
-
-    cells_per_byte: decoder rows of diffusion blocks beside each clean one.
-    """
-    c, size = model.config, model.sizes()
-    encoder = size["encoder"] - model.encoder.embed.weight.numel()
-    decoder = size["decoder"] - model.decoder.embed.weight.numel()
-    crosses = model.decoder.crosses
-    of_latents = c.patch_vectors * sum(cross.kv.weight.numel() for cross in crosses)
-    rows = (decoder - of_latents) * (1 + cells_per_byte)
-    return 6 * (encoder + rows + (size["global"] + of_latents) / mean_patch)

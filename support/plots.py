@@ -124,8 +124,7 @@ def draw_acceptance(path, rows, K, how):
             kept = [100 * share for share in row["kept_by_position"]]
             style = {"color": colours[rule.split()[0]], "marker": next(marks), "label": rule}
             axis.plot(range(1, len(kept) + 1), kept, **style)
-    axis.set(xlabel="position in the block, bytes", ylabel="drafted and accepted, % of rounds")
-    axis.set_ylim(bottom=0)
+    axis.set(xlabel="position in the block, bytes", ylabel="accepted, % of rounds", ylim=(0, None))
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
     axis.set_title(f"What verification keeps of blocks of {K}; {how}", fontsize=11)
@@ -151,7 +150,7 @@ def draw_patching(path, data, closes, entropies, threshold):
         axis.axhline(threshold, color=RED, ls="--")
         axis.text(len(places) - 0.3, threshold, f"θ = {threshold:.2f}", color=RED, va="center")
     axis.set(xlim=(-0.5, len(places) - 0.5), xlabel="position, bytes", ylabel="entropy, nats")
-    axis.set_ylim(bottom=-0.8)
+    axis.set_ylim(bottom=-0.8)  # room for the text
     axis.set_title("Entropy before each byte: above θ a patch opens, as behind a full one")
     written(figure, path)
 
@@ -163,7 +162,7 @@ def draw_mask(path, seen, names, groups):
     """
     plt, R, N = pyplot(), range(len(names)), groups[0]
     names = [name.replace(" ", "␣") for name in names]
-    figure, axis = plt.subplots(figsize=(8.3, 8.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.5, 6.8), layout="constrained")
     kinds = {"hidden": BLANK, "reads a clean row": BLUE, "reads its own block": ORANGE}
     colours = plt.matplotlib.colors.ListedColormap(list(kinds.values()))
     axis.imshow([[seen[r][c] * (1 + (c >= N)) for c in R] for r in R], colours, vmin=0, vmax=2)
@@ -177,6 +176,6 @@ def draw_mask(path, seen, names, groups):
     axis.spines[:].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, fc=kinds[name], label=name) for name in kinds]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    title = f"{N} clean bytes and blocks of {groups[1]}, which read the clean bytes before their "
-    figure.suptitle(title + "start\nand themselves, and never the clean bytes that they hide")
+    title = f"{N} clean bytes, then blocks of {groups[1]}: a block reads itself,\n"
+    figure.suptitle(title + "and the clean bytes before its start, not those it hides")
     written(figure, path)

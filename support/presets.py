@@ -56,11 +56,6 @@ class Recipe:
             advice = "give it with --block-starts patch, or a number above 0"
             raise BadInput(f"--cells-per-byte 0 puts a block at every start there may be: {advice}")
 
-    def cells(self, mean_patch):
-        """Cells of blocks beside each byte of text, on average over a run."""
-        each = self.cells_per_byte or self.block_size / mean_patch
-        return each * (1 - self.after) if self.block_size else 0.0
-
 
 # What differs from the defaults, which are ours. The paper: blocks at every patch start from the
 # first step on, one t ~ U(0, 1) a sequence. Its 1/t has no bound; here it stays below 1000, and a

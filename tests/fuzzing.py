@@ -1,4 +1,6 @@
-"""What `python -m scripts.fuzz` tries: random models, texts and calls against the slow twins.
+"""Random models, texts and calls against the slow twins, in float64, until the time is up.
+
+    python -m tests.fuzzing --minutes 5 --seed 0
 
 A stream case takes one text through a Stream in random pieces, with drafts, blocks, wrong bytes and
 rollbacks between them, and compares its logits with the full forward pass. A generation compares
@@ -9,6 +11,8 @@ equal to nine digits. Some thresholds are a score of the text itself, so that th
 
 import copy
 import sys
+import time
+from collections import Counter
 
 import torch
 
@@ -19,8 +23,10 @@ from model import BLT, BLTConfig
 from patcher import KINDS, Patcher, PatcherConfig
 from speculate import MODES, Drafting, run_mode
 from stream import Stream
+from support.flags import COUNT, POSITIVE
 from support.lean import make_lean
 from support.quality import near_tie
+from support.terminal import Parser, number, run
 
 CLOSE = 1e-9  # in nats; logits of these models are of size one to ten
 STREAMS, LENGTH = 40, 12  # cases of one model; bytes of a generation
@@ -141,3 +147,33 @@ def try_models(seed, counts):
         counts[case] += 1
         if not case[1]:
             print(f"seed {seed}: {case[0]} differ", file=sys.stderr)
+
+
+# ---- run: until the time is up
+
+
+def options_from(argv):
+    parser = Parser(prog="tests.fuzzing", description="Random cases against the slow twins.")
+    add = parser.add_argument
+    add("--minutes", type=POSITIVE, default=1.0, help="how long, if --models does not end it")
+    add("--models", type=COUNT, default=1 << 31, help="how many random models and texts")
+    add("--seed", type=number(int, 0, 1 << 31), default=0, help="of the first; each has the next")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    options, counts = options_from(argv), Counter()
+    ends, seed = time.perf_counter() + 60 * options.minutes, options.seed
+    while seed < options.seed + options.models and time.perf_counter() < ends:
+        try_models(seed, counts)
+        seed += 1
+    print(f"{seed - options.seed} models, seeds {options.seed} to {seed - 1}")
+    for what in sorted({what for what, _ in counts}):
+        same, excused, differ = (counts[what, how] for how in (True, "excused", False))
+        print(f"{what}: {same:,} the same, {excused:,} excused, {differ:,} differ")
+    if any(not how for _, how in counts):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main, "tests.fuzzing")

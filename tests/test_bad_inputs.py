@@ -152,8 +152,8 @@ LINES = {
     "diffusion.py --plot gone/x.png": "no folder gone",
     "scripts.race": "--out FILE or --gif FILE",
     "scripts.race --out x.txt": ".html",
-    "scripts.fuzz --minutes 0": "is outside",
-    "scripts.fuzz --seed -1": "is outside",
+    "tests.fuzzing --minutes 0": "is outside",
+    "tests.fuzzing --seed -1": "is outside",
     # files that are written
     f"{TRAIN} --data text --out text": "among what is read",
     f"{TRAIN} --data folder --out folder/new.pt": "among what is read",
@@ -248,7 +248,7 @@ LINES = {
     f"sample.py {KNOWN} --device meta": "no device 'meta'",
     f"sample.py {KNOWN} --device cuda:99": "no device 'cuda:99'",
     f"evaluation bpb {KNOWN} --device meta": "no device 'meta'",
-    f"evaluation diversity {KNOWN} --temperature 1e99": "--temperature",
+    f"evaluation translate {KNOWN} --temperature 1e99": "--temperature",
     f"{TRAIN} --device meta": "no device 'meta'",
     f"{TRAIN} --lr nan": "--lr",
     f"{TRAIN} --lr inf": "--lr",
@@ -360,4 +360,4 @@ def test_the_table_is_long_enough_and_over_all_commands():
     assert len(LINES) + len(DAMAGED) + len(NOT_RESUMED) >= 170
     scripts = {line.split()[0] for line in LINES}
     assert scripts >= {"train.py", "sample.py", "data.py", "patcher.py", "bandwidth.py"}
-    assert scripts >= {"evaluation", "scripts.export", "scripts.fuzz", "scripts.benchmark"}
+    assert scripts >= {"evaluation", "scripts.export", "tests.fuzzing", "scripts.benchmark"}

@@ -201,6 +201,7 @@ MEASURED = {
     *("acceptance", "decoder_nfes", "encoder_global_nfes", "entropy_nfes", "bandwidth_gb"),
     *("decrease", "bytes_per_second", "ratio", "of_ceiling", "seconds_decoder"),
     *("seconds_encoder_global", "seconds_patcher", "seconds_chain", "memory_bandwidth_share"),
+    *("lossless", "kept_by_position"),
 }
 
 

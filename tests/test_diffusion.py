@@ -31,6 +31,7 @@ from generate import Sampling, ban, distribution
 from patcher import find_patches
 from stream import Stream
 from support.quality import masked_accuracy
+from support.show import Trace
 from support.terminal import BadInput
 
 ENDLESS = Sampling(ignore_eos=True)
@@ -238,18 +239,6 @@ def test_the_same_crop_in_another_batch_gets_the_same_corruption(recipe):
 # ---- recipes
 
 
-def test_cells_count_the_rows_of_every_recipe():
-    """Guards: no rows of blocks counted in the paper's recipe, whose blocks stand at patches.
-
-    1, 2, 4 cells a byte at K = 4, 8, 16 and a mean patch of 4; half a cell in two fifths of ours.
-    """
-    paper = [Recipe(K, **RECIPES["paper"]).cells(4.0) for K in (4, 8, 16)]
-    assert paper == [1, 2, 4]
-    assert Recipe(8, cells_per_byte=0.5, after=0.6).cells(4.0) == pytest.approx(0.2)
-    assert Recipe(8, "patch", 0.0, after=0.25).cells(2.0) == pytest.approx(3.0)
-    assert Recipe(0).cells(4.0) == 0 == Recipe(0, **RECIPES["paper"]).cells(4.0)
-
-
 @pytest.mark.parametrize("starts, cells", [("any", 0.5), ("any", 2.0), ("patch", 0.0)])
 def test_cells_are_as_many_as_are_made(starts, cells):
     """The estimate against blocks really cut out of a long text."""
@@ -257,7 +246,7 @@ def test_cells_are_as_many_as_are_made(starts, cells):
     recipe = Recipe(8, starts, cells, after=0.0)
     _, closes, blocks = text_and_blocks(patcher, n=800, recipe=recipe)
     mean = 800 / int(closes.sum())
-    assert blocks.ids.shape[1] / 800 == pytest.approx(recipe.cells(mean), rel=0.02)
+    assert blocks.ids.shape[1] / 800 == pytest.approx(cells or 8 / mean, rel=0.02)
 
 
 def test_a_block_at_every_byte_is_refused():
@@ -495,7 +484,7 @@ def test_unmasking_rules():
 def test_denoising_starts_all_masked_and_takes_the_steps_its_threshold_says(unmask, steps):
     seen, watched = [], []
 
-    class Spy:
+    class Spy(Trace):
         def step(self, ids, masked):
             watched.append((ids, masked))
 
@@ -524,7 +513,7 @@ def test_generation_equals_a_slow_twin_and_counts_its_passes(rounds, unmask, pro
     model, patcher = make_models(4, window=16, block_size=4)
     ran, steps, budget = count_passes(model, patcher), [], 42
 
-    class Spy:
+    class Spy(Trace):
         def step(self, ids, masked):
             steps.append(sum(masked))
 

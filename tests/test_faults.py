@@ -20,7 +20,6 @@ import train
 from data import BOS, encode
 from generate import Sampling, generate
 from model import load_model
-from scripts import fuzz
 from speculate import MODES, Drafting, run_mode
 from stream import Stream
 from support import checkpoint, runs, terminal
@@ -260,11 +259,11 @@ def test_output_that_cannot_be_written_is_one_line(where, code, words, tmp_path)
     assert done.returncode == code and words in said and said.count("\n") == bool(words), said
 
 
-# ---- scripts.fuzz
+# ---- random cases
 
 
 def test_fuzz_finds_no_difference_and_would_see_one(capsys, monkeypatch):
-    fuzz.main(["--models", "2", "--seed", "3"])
+    fuzzing.main(["--models", "2", "--seed", "3"])
     out = capsys.readouterr().out
     assert "stream cases: 80 the same, 0 excused, 0 differ" in out
     assert "generations bltdv: 2 the same" in out
@@ -277,7 +276,7 @@ def test_fuzz_finds_no_difference_and_would_see_one(capsys, monkeypatch):
     monkeypatch.setattr(Stream, "rollback", forgetful)
     monkeypatch.setattr(fuzzing, "generate_uncached", lambda *given: [5] * 12)
     with pytest.raises(SystemExit):
-        fuzz.main(["--models", "2", "--seed", "3"])
+        fuzzing.main(["--models", "2", "--seed", "3"])
     shown = capsys.readouterr()
     assert "differ" in shown.err and "generations blt: 0 the same, 0 excused, 2 differ" in shown.out
 

@@ -22,6 +22,7 @@ from generate import (
 )
 from stream import Counters, Stream
 from support.quality import distinct_4grams, output_bits
+from support.show import Trace
 
 ENDLESS = Sampling(ignore_eos=True)
 
@@ -128,7 +129,7 @@ def test_what_is_emitted_and_traced_is_what_is_made():
     model, patcher = make_models(0)
     emitted, rounds = [], []
 
-    class Spy:
+    class Spy(Trace):
         def round(self, processed, drafted, accepted, following):
             rounds.append((processed, drafted, accepted, following))
 

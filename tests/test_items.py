@@ -245,7 +245,7 @@ def test_miniature_text_read_from_its_folder_is_the_text_in_memory(tmp_path, mon
     assert 0.03 < len(held_out) / len(corpus.documents) < 0.07
     assert all(document.endswith(b"\n\n") for document in train)
     monkeypatch.setattr(miniature, "training_documents", lambda: corpus.documents)
-    miniature.write(tmp_path / "new")
+    miniature.write_text(tmp_path / "new")
     written = corpus_of([tmp_path / "new"])
     assert written.documents == corpus.documents and written.sha256 == corpus.sha256
     assert written.split() == (train, held_out)
@@ -254,11 +254,11 @@ def test_miniature_text_read_from_its_folder_is_the_text_in_memory(tmp_path, mon
 def test_miniature_text_goes_to_a_new_or_empty_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(miniature, "training_documents", lambda: [("fr-en/000000", b"text")])
     (tmp_path / "there").mkdir()
-    miniature.write(tmp_path / "there")
+    miniature.write_text(tmp_path / "there")
     with pytest.raises(BadInput, match="not empty"):
-        miniature.write(tmp_path / "there")
+        miniature.write_text(tmp_path / "there")
     with pytest.raises(BadInput, match="can't write"):
-        miniature.write(tmp_path / "there/fr-en/000000")
+        miniature.write_text(tmp_path / "there/fr-en/000000")
 
 
 # ---- running programs

@@ -25,7 +25,6 @@ from patcher import fill_patches, patcher_from
 from stream import Stream
 from support import checkpoint
 from support.lean import make_lean
-from support.machine import flops_per_byte
 from support.terminal import BadInput
 
 # ---- sizes
@@ -63,29 +62,6 @@ def test_a_patcher_is_trained_on_crops_that_fill_its_window(name):
     assert preset.patcher_training.length >= preset.patcher.window
     assert preset.training.length >= preset.model.window
     assert preset.patcher.max_patch <= preset.model.max_patch
-
-
-def test_operations_for_a_byte_count_rows_of_blocks():
-    """By hand: six operations for each weight of a matrix that a byte meets.
-
-    A row of a block passes the decoder once more, but makes no latents.
-    """
-    model, _ = make_models(0)
-    c, weights = model.config, {}
-    for name, p in model.named_parameters():
-        if "embed" not in name and "hashes" not in name:
-            weights[name] = p.numel()
-    encoder, globe = (
-        sum(n for name, n in weights.items() if name.startswith(part))
-        for part in ("encoder", "globe")
-    )
-    decoder = sum(n for name, n in weights.items() if name.startswith("decoder"))
-    keys = c.patch_vectors * sum(
-        n for name, n in weights.items() if name.startswith("decoder.crosses") and "kv" in name
-    )
-    for cells in (0.0, 0.5, 2.0):
-        by_hand = 6 * (encoder + (decoder - keys) * (1 + cells) + (globe + keys) / 4)
-        assert flops_per_byte(model, 4.0, cells) == pytest.approx(by_hand)
 
 
 # ---- causality

@@ -1,6 +1,7 @@
 """patcher.py: boundaries are causal, final, and the same however the text is cut."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -156,8 +157,7 @@ def test_half_precision_never_reaches_the_patcher():
 
 
 def test_report_prints_patches_mean_and_histogram(capsys):
-    _, patcher = make_models(0)
-    patching.report(patcher, b"def main():\n    return \xff")
+    patching.main(["--text", os.fsdecode(b"def main():\n    return \xff")])
     out = capsys.readouterr().out
     assert "|" in out.splitlines()[0] and "mean" in out and "bytes" in out and "\x1b" not in out
 

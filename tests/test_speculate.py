@@ -29,6 +29,7 @@ from speculate import (
 )
 from stream import Stream
 from support.quality import near_tie
+from support.show import Trace
 from support.terminal import BadInput
 
 RULES = [Unmask("one-step", None), Unmask("confidence", 0.3), Unmask("entropy", 1.5)]
@@ -200,9 +201,15 @@ def test_drafts_of_any_bytes_change_nothing_and_leave_the_stream_as_new(trained,
 def test_a_trace_sees_every_round():
     """What was taken in for good, what of it was drafted, and the model's own byte behind it."""
     model, patcher = make_models(1, block_size=8, chain_width=6)
-    seen, steps = [], []
+    seen, steps, begun, drafts = [], [], [], []
 
-    class Spy:
+    class Spy(Trace):
+        def begin(self, stream):
+            begun.append(stream.taken(0))
+
+        def draft(self, ids):
+            drafts.append(ids)
+
         def round(self, processed, drafted, accepted, following):
             seen.append((processed, drafted, accepted, following))
 
@@ -214,6 +221,8 @@ def test_a_trace_sees_every_round():
     )
     closes = patcher.closes(torch.tensor([BOS, 104, *made.ids])).tolist()
     text = made.ids[:1]
+    assert begun == [[(BOS, True), (104, closes[1])]]
+    assert drafts == [drafted for _, drafted, _, _ in seen]
     assert len(seen) == made.counters.rounds >= len(steps) > 0
     for processed, drafted, accepted, following in seen:
         at = len(text) - 1

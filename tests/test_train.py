@@ -348,25 +348,6 @@ def test_minutes_become_a_number_of_steps_that_is_kept(text_file, tmp_path):
     assert progress["stage"] == "model" and progress["step"] == progress["steps"] >= 1
 
 
-@pytest.mark.parametrize("recipe, starts", [("ours", "any"), ("paper", "patch")])
-def test_the_speed_printed_counts_rows_of_blocks(text_file, tmp_path, monkeypatch, recipe, starts):
-    """Guards: no block rows in the paper's recipe's GFLOP/s."""
-    asked, real = [], train.flops_per_byte
-
-    def watched(self, mean_patch, cells_per_byte):
-        asked.append((mean_patch, cells_per_byte))
-        return real(self, mean_patch, cells_per_byte)
-
-    monkeypatch.setattr(train, "flops_per_byte", watched)
-    out = tmp_path / "x.pt"
-    train.main(options(text_file, out, "--recipe", recipe, "--block-size", "8"))
-    saved = checkpoint.load(out)
-    mean = saved["results"]["mean_patch_train"]
-    assert saved["asked"]["starts"] == starts
-    by_hand = {"paper": 8 / mean, "ours": Recipe().cells_per_byte * (1 - Recipe().after)}
-    assert asked == [(mean, pytest.approx(by_hand[recipe]))] and asked[0][1] > 0
-
-
 def test_no_patch_of_the_training_text_spans_two_documents(tmp_path, monkeypatch):
     """Guards: EOS that did not close its patch in packed text. Folders of many small files."""
     text = tmp_path / "text"
