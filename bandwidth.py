@@ -132,17 +132,19 @@ def compare(model, patcher, prompts, settings, made):
     baseline, n, rows = Generation.total(made[0]), len(prompts), []
     for (mode, name, _), count, outputs in zip(settings, counts, made):
         total = Generation.total(outputs)
-        c, seconds = total.counters, total.seconds
+        c, seconds = total.counters, max(1e-9, total.seconds)
         # What the same passes would take alone, by part; bytes that plain BLT has at the same
         # place; what the output costs under the model's own causal reading
         passes = sum((passes_of(mode, o.counters, count) for o in outputs), Counter())
         ideal = times.of(passes)
-        pairs = [pair for a, b in zip(outputs, made[0]) for pair in zip(a.ids, b.ids)]
+        pairs = list(zip(outputs, made[0]))
+        same = [x == y for a, b in pairs for x, y in zip(a.ids, b.ids)]
         bits = [output_bits(model, patcher, p, o.ids) for p, o in zip(prompts, outputs) if o.ids]
+        alone = [a.bytes_per_second / max(1e-9, b.bytes_per_second) for a, b in pairs]
         row = {
             "mode": mode,
             "setting": name,
-            "agreement": sum(a == b for a, b in pairs) / max(1, total.new_bytes),
+            "agreement": sum(same) / max(1, total.new_bytes),
             "output_bits_per_byte": sum(bits) / max(1, len(bits)),
             "distinct_4grams": distinct_4grams([output.ids for output in outputs]),
             "mean_patch": c.bytes_advanced / max(1, c.patches_closed),
@@ -153,19 +155,20 @@ def compare(model, patcher, prompts, settings, made):
             "decrease": 1 - total.gigabytes() / max(1e-12, baseline.gigabytes()),
             "bytes_per_second": total.bytes_per_second,
             "ratio": total.bytes_per_second / max(1e-9, baseline.bytes_per_second),
-            "of_ceiling": sum(ideal.values()) / max(1e-9, seconds),
+            "ratio_spread": [min(alone), max(alone)],
+            "of_ceiling": sum(ideal.values()) / seconds,
+            "memory_bandwidth_share": 1e9 * total.gigabytes_with_patcher(bits=32) / seconds / speed,
             **{f"seconds_{part}": spent / n for part, spent in ideal.items()},
         }
-        read = 1e9 * total.gigabytes_with_patcher(bits=32) / max(1e-9, seconds)
-        rows.append({**row, "memory_bandwidth_share": read / speed})
+        rows.append(row)
     return rows, times
 
 
 def read_prompts(path):
-    """-> lists of ids: the lines of a file, or four places in held-out text of the corpus."""
+    """-> lists of ids: the lines of a file, or eight places in held-out text of the corpus."""
     if not path:
         held_out = [data for data in default_corpus().split()[1] if len(data) > 3000]
-        return [encode(data[1000:1200]) for data in held_out[:4]]
+        return [encode(data[1000:1200]) for data in held_out[:8]]
     prompts = [encode(line) for line in read_file(path, "the prompts in").splitlines() if line]
     if not prompts:
         raise BadInput(f"there are no prompts in {path}: give one a line")
@@ -179,7 +182,7 @@ def options_from(argv):
     either = parser.add_mutually_exclusive_group().add_argument
     either("--paper", action="store_true", help="recompute the paper's tables")
     add("--checkpoint", help="measure this model (default: the newest there is)")
-    add("--prompts", metavar="FILE", help="one a line (default: four held-out places)")
+    add("--prompts", metavar="FILE", help="one a line (default: eight held-out places)")
     add_sampling(Only(parser, "bytes temperature top-p seed"))
     add("--json", action="store_true", help="one JSON object a row and nothing else")
     picture = {"metavar": "FILE", "type": to_write(".png", ".svg")}

@@ -235,6 +235,7 @@ def train_model(run, ids, closes, held_out):
 
     def validate():
         bits = bits_per_byte(run.model, run.patcher, peek)
+        run.results.setdefault("log", []).append((run.step, round(run.seconds), round(bits, 4)))
         on = f"on {sum(map(len, peek)):,} held-out bytes"
         said = visible(written(run, 60))
         tqdm.write(f"step {run.step}: {bits:.3f} bits/byte {on}, sample: {said}", file=sys.stderr)

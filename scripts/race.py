@@ -117,11 +117,10 @@ def options_from(argv):
     add_mode(Only(parser, drafting), MODES, RULES)
     add_sampling(parser, bytes=96)
     parser.add_argument("--prompt", default="def ", help="text to go on with")
-    parser.add_argument("--out", metavar="FILE", type=to_write(".html"), help="page to write")
-    parser.add_argument("--gif", metavar="FILE", type=to_write(".gif"), help="animation to write")
+    add = parser.add_mutually_exclusive_group(required=True).add_argument
+    add("--out", metavar="FILE", type=to_write(".html"), help="page to write")
+    add("--gif", metavar="FILE", type=to_write(".gif"), help="animation to write, by a browser")
     options = parser.parse_args(argv)
-    if not (options.out or options.gif):
-        raise BadInput("there is nothing to write: give --out FILE or --gif FILE")
     if len(os.fsencode(options.prompt)) > 200 or options.bytes > 400:
         raise BadInput("a race shows up to 200 bytes of --prompt and 400 new --bytes")
     if options.gif and not BROWSER:
@@ -133,10 +132,8 @@ def main(argv=None):
     options = options_from(argv)
     model, patcher = load(options)
     race = run_race(model, patcher, encode(os.fsencode(options.prompt)), options)
-    if options.out:
-        write_page(options.out, race)
-    if options.gif:
-        film(options.gif, race)
+    write, path = (write_page, options.out) if options.out else (film, options.gif)
+    write(path, race)
     for lane in race["lanes"]:
         new = len(lane["bytes"]) - 1 - race["prompt"]
         print(f"{lane['name']:7} {new} bytes in {lane['seconds']:.3f} s")

@@ -55,7 +55,7 @@ class Run:
 
     @property
     def seconds(self):
-        """Since this process took the run up."""
+        """That the run has taken, in all its processes."""
         return time.perf_counter() - self.began
 
 
@@ -120,6 +120,7 @@ def resumed(out, device, saved):
     run = Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype)
     run.stage, run.step, run.steps = (saved["progress"][k] for k in ("stage", "step", "steps"))
     run.optimizer, run.results = saved["optimizer"], saved["results"]
+    run.began -= saved["progress"].get("seconds", 0)
     if run.stage not in ("patcher", "model") or not 0 <= run.step <= (run.steps or 0):
         raise ValueError(f"progress is {saved['progress']}, which can't be")
     if run.optimizer:  # broken, it would fail later
@@ -149,7 +150,7 @@ def save(run, optimizer=None, wait=False):
         "patcher": run.patcher.state_dict(),
         "model": run.model.state_dict() if run.stage == "model" else None,
         "optimizer": run.optimizer,
-        "progress": {"stage": run.stage, "step": run.step, "steps": run.steps},
+        "progress": {name: getattr(run, name) for name in ("stage", "step", "steps", "seconds")},
         "rng": torch.get_rng_state(),
         "dtype": str(run.dtype).removeprefix("torch."),
         "results": run.results,

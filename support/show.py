@@ -64,10 +64,10 @@ def show_patching(data, closes, entropies, config, plot=None):
 
 
 def show_blocks(data, closes, blocks, K, sees, plot=None):
-    """Print the patches of a text, the diffusion.Blocks at it, what they hide, who sees whom.
+    """Print the patches of a text, the diffusion.Blocks at it, and what they hide.
 
-    closes: of BOS and every byte but the last; sees: the rule, layers.sees; plot: a file to draw
-    who sees whom in too.
+    closes: of BOS and every byte but the last; plot: a file to draw who sees whom in, by the rule
+    layers.sees, or None.
     """
     N = len(closes)
     print("patches   " + show_patches(patches_of(data, closes)))
@@ -83,16 +83,12 @@ def show_blocks(data, closes, blocks, K, sees, plot=None):
         row = "".join(paint("░", 36) if hidden else letters[p] for p, hidden in cells)
         start, t = int(starts[b, 0]), 1 / float(weight[b, 0])
         print(f"{' ' * (9 + start)}{row}   start {start}, t {t:.2f}")
-    shown = order[:4]
-    position = torch.cat([torch.arange(N), positions[shown].flatten()])
-    start = torch.cat([torch.full((N,), -1), starts[shown].flatten()])
-    seen = sees(position[:, None], start[:, None], position[None], start[None], 10**9).tolist()
-    print(f"\nwho (row) sees whom (column): {N} clean rows, then those of blocks; ^ is BOS")
-    kinds = ["clean"] * N + ["block"] * K * len(shown)
-    names, groups = [letters[p] for p in position.tolist()], [N] + [K] * len(shown)
-    draw_rows(seen, kinds, names, groups)
     if plot:
-        draw_mask(plot, seen, names, groups)
+        shown = order[:4]
+        position = torch.cat([torch.arange(N), positions[shown].flatten()])
+        start = torch.cat([torch.full((N,), -1), starts[shown].flatten()])
+        seen = sees(position[:, None], start[:, None], position[None], start[None], 10**9).tolist()
+        draw_mask(plot, seen, [letters[p] for p in position.tolist()], [N] + [K] * len(shown))
 
 
 class Trace:
@@ -185,7 +181,7 @@ COLUMNS = """
 name s mode, setting | agreement .0% agrees | output_bits_per_byte .2f bits/B |
 distinct_4grams .0% 4-grams | acceptance .0% accepted | decoder_nfes .0f dec |
 encoder_global_nfes .0f enc+glob | entropy_nfes .0f patcher | bandwidth_gb .2f GB |
-decrease .0% saved | bytes_per_second .0f bytes/s | ratio .2f x blt |
+decrease .0% saved | bytes_per_second .0f bytes/s | ratio .2f x blt | spread s least-most |
 of_ceiling .2f of ceiling | memory_bandwidth_share .0% of memory speed
 """
 
@@ -193,6 +189,8 @@ of_ceiling .2f of ceiling | memory_bandwidth_share .0% of memory speed
 def print_measured(rows, times):
     """The rows of `compare` as a table, and a bandwidth.PassSeconds in a line below."""
     named = [{**row, "name": f"{row['mode']} {row['setting']}".strip()} for row in rows]
+    for row in named:
+        row["spread"] = "-".join(f"{ratio:.1f}" for ratio in row["ratio_spread"])
     print(table_of(named, COLUMNS))
     passes = [f"decoder of {n} {1000 * s:.2f}" for n, s in sorted(times.decoder.items())]
     passes.append(f"patcher of 1 {1000 * times.patcher[1]:.2f}")

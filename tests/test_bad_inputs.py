@@ -150,7 +150,7 @@ LINES = {
     "bandwidth.py --plot-acceptance x.gif": ".png or .svg",
     "patcher.py --text x --plot x.txt": ".png or .svg",
     "diffusion.py --plot gone/x.png": "no folder gone",
-    "scripts.race": "--out FILE or --gif FILE",
+    "scripts.race": "--out --gif",
     "scripts.race --out x.txt": ".html",
     "tests.fuzzing --minutes 0": "is outside",
     "tests.fuzzing --seed -1": "is outside",

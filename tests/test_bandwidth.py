@@ -201,7 +201,7 @@ MEASURED = {
     *("acceptance", "decoder_nfes", "encoder_global_nfes", "entropy_nfes", "bandwidth_gb"),
     *("decrease", "bytes_per_second", "ratio", "of_ceiling", "seconds_decoder"),
     *("seconds_encoder_global", "seconds_patcher", "seconds_chain", "memory_bandwidth_share"),
-    *("lossless", "kept_by_position"),
+    *("lossless", "kept_by_position", "ratio_spread"),
 }
 
 
@@ -225,9 +225,10 @@ def test_measuring_a_checkpoint_gives_the_documented_keys(trained_file, tmp_path
 
 def test_measured_rows_are_printed_as_a_table(capsys):
     row = dict.fromkeys(MEASURED, 0.5) | {"mode": "blt", "setting": "", "acceptance": None}
+    row["ratio_spread"] = [0.5, 1.25]
     bandwidth.print_measured([row, row | {"mode": "blts", "setting": "k=4"}], known_times())
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("blt ") and lines[3].startswith("blts k=4")
+    assert "0.5-1.2" in lines[2] and lines[2].startswith("blt ") and lines[3].startswith("blts k=4")
 
 
 def test_a_file_without_prompts_is_refused(tmp_path):
@@ -237,4 +238,4 @@ def test_a_file_without_prompts_is_refused(tmp_path):
     (tmp_path / "two").write_bytes(b"a\n\nbc\n")
     assert bandwidth.read_prompts(tmp_path / "two") == [[101], [102, 103]]
     held_out = bandwidth.read_prompts(None)
-    assert [len(prompt) for prompt in held_out] == [200] * 4
+    assert [len(prompt) for prompt in held_out] == [200] * 8

@@ -615,7 +615,7 @@ def test_masked_accuracy_against_a_slow_loop():
 # ---- run
 
 
-def test_it_shows_blocks_and_who_sees_whom(trained_file, capsys):
+def test_it_shows_blocks_and_what_they_hide(trained_file, capsys):
     diffusion.main(["--text", "def main():", "--checkpoint", str(trained_file)])
     out = capsys.readouterr().out
-    assert "who (row) sees whom (column)" in out and "■" in out and "░" in out
+    assert "blocks of K = 4" in out and "start 1, t" in out and "░" in out

@@ -91,7 +91,7 @@ def test_the_mask_of_training_is_drawn(trained_file, tmp_path, capsys):
     known = ["--checkpoint", str(trained_file), "--text", "def main():"]
     diffusion.main([*known, "--plot", str(out)])
     text = out.read_text()
-    assert "who (row) sees whom" in capsys.readouterr().out
+    assert "start 1, t" in capsys.readouterr().out
     assert "reads its own block" in text and ">␣<" in text
 
 

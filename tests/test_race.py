@@ -230,7 +230,7 @@ def test_a_still_page_stands_where_its_address_says(page):
 def test_bad_input_is_said_before_anything_runs(trained_file, tmp_path, monkeypatch):
     known = ["--checkpoint", str(trained_file)]
     expected = [
-        (known, "give --out FILE or --gif FILE"),
+        (known, "--out --gif"),
         ([*known, "--out", "x.html", "--prompt", "x" * 201], "200 bytes"),
         ([*known, "--out", "x.html", "--bytes", "401"], "400"),
         ([*known, "--out", str(tmp_path / "no" / "x.html")], "no folder"),

@@ -99,7 +99,7 @@ IDEAS = {
     "model": "blt-3b",
     "stream": "reads latent",
     "generate": "its patch",
-    "diffusion": "who (row) sees whom (column)",
+    "diffusion": "blocks of K = 4",
     "speculate": "round   1",
 }
 
