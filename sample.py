@@ -92,19 +92,19 @@ def sample(model, patcher, prompt, options):
     if not options.json:
         print(paint(prompt.decode("utf-8", "replace"), 2), end="\n" if options.trace else "")
         how |= {"trace": Trace()} if options.trace else {"emit": printer()}
-    made = run_mode(mode, model, patcher, encode(prompt), options.bytes, options, **how)
+    ids, plain = encode(prompt), {"sampling": sampling_of(options)}
+    made = run_mode(mode, model, patcher, ids, options.bytes, options, **how)
     if options.json:
         return print_rows([as_json(mode, prompt, made)])
     if "emit" in how:
         how["emit"]([], final=True)
-    return print(paint("\n\n" + summary(mode, made, paper_calls(mode, made)), 2))
+    # Its speed beside plain BLT's, on the first bytes alone
+    compared = run_mode("blt", model, patcher, ids, min(128, options.bytes), options, **plain)
+    return print(paint("\n\n" + summary(mode, made, paper_calls(mode, made), compared), 2))
 
 
 def compare_modes(model, patcher, prompts, options):
-    """Every mode on the same prompts (bytes), as JSON rows or one table.
-
-    Under it stands which modes wrote plain BLT's very bytes, as all that verify must.
-    """
+    """Every mode on the same prompts (bytes): JSON rows, or a table and who wrote BLT's bytes."""
     modes = [mode for mode in MODES if model.config.block_size or not MODES[mode].fills_blocks]
     settings, ids = [(mode, "", options) for mode in modes], [encode(p) for p in prompts]
     new_sampling = functools.partial(sampling_of, options)

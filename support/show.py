@@ -152,23 +152,22 @@ class Recorder:
         self.see(accepted=accepted, decided=[*drafted[:accepted], following])
 
 
-def summary(mode, made, paper_calls):
-    """The lines under a text: speed and cost, and how many bytes rounds accepted."""
-    c = made.counters
+def summary(mode, made, paper_calls, plain):
+    """The lines under a text: bytes that rounds accepted; speed and cost. plain: by plain BLT."""
+    c, ratio = made.counters, made.bytes_per_second / max(1e-9, plain.bytes_per_second)
     by_paper = f" (the paper's count: {paper_calls})" if c.rounds else ""
     passes = f"decoder {c.decoder}, encoder/global {c.encoder_global}{by_paper}"
     parts = [
         f"{made.new_bytes} bytes, {made.bytes_per_second:.0f} bytes/s",
+        mode != "blt" and f"{ratio:.2f} times plain BLT",
         made.mean_patch and f"mean patch {made.mean_patch:.2f}",
         c.rounds and f"{c.rounds} rounds",
         c.drafted and f"{made.acceptance:.0%} of {c.drafted} drafted bytes accepted",
         f"NFEs: {passes}, patcher {c.entropy}; {made.gigabytes():.2f} GB by Eq. 8",
     ]
-    lines = f"[{mode}: {', '.join(filter(None, parts))}]"
-    if c.lengths:
-        lengths = ", ".join(f"{n} in {rounds}" for n, rounds in sorted(c.lengths.items()))
-        lines += f"\n[bytes accepted a round: {lengths} rounds]"
-    return lines
+    lengths = ", ".join(f"{n} in {rounds}" for n, rounds in sorted(c.lengths.items()))
+    before = f"[bytes accepted a round: {lengths} rounds]\n" if lengths else ""
+    return before + f"[{mode}: {', '.join(filter(None, parts))}]"
 
 
 def printer():

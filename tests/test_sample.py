@@ -68,11 +68,18 @@ def test_json_of_a_generation_by_hand():
 
 
 def test_summary_says_what_was_counted():
-    text = summary("blts", made_up(), 14)
+    text = summary("blts", made_up(), 14, made_up([101]))
+    assert text.splitlines()[-1].startswith("[blts: 2 bytes, 4 bytes/s, 2.00 times plain BLT")
     assert "2 bytes" in text and "4 bytes/s" in text and "mean patch 2.40" in text
     assert "7 rounds" in text and "30% of 20" in text and "the paper's count: 14" in text
-    plain = summary("blt", made_up(rounds=0, drafted=0, lengths={}), 5)
-    assert "rounds" not in plain and "paper" not in plain and "decoder 40" in plain
+    made = made_up(rounds=0, drafted=0, lengths={})
+    plain = summary("blt", made, 5, made)
+    assert (
+        "times" not in plain
+        and "rounds" not in plain
+        and "paper" not in plain
+        and "decoder 40" in plain
+    )
 
 
 @pytest.mark.parametrize("mode", PAPER_CALLS)
