@@ -37,8 +37,7 @@ class Task(NamedTuple):
 
 MODEL = "checkpoint device threshold"
 DRAFTING = " ".join(field.name.replace("_", "-") for field in fields(Drafting))
-DRAWN = f"bytes temperature top-p seed ignore-eos no-stop {DRAFTING}"
-ANSWERS = f"{MODEL} mode {DRAWN}"
+ANSWERS = f"{MODEL} mode bytes temperature top-p seed ignore-eos no-stop {DRAFTING}"
 PROGRAM = f"{ANSWERS} allow-code-execution"
 COMMANDS = {
     "bpb": Task(evaluate_bpb, None, f"data {MODEL}"),

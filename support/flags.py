@@ -56,11 +56,11 @@ def add_checkpoint(parser):
     add("--threshold", type=number(float, -100, 100), help="nats, instead of the patcher's own")
 
 
-def add_sampling(parser, bytes=256, temperature=0.0):
+def add_sampling(parser, bytes=256):
     """--bytes, and the flags of generate.Sampling."""
     add = parser.add_argument
     add("--bytes", type=number(int, 1, 1 << 24), default=bytes, help="most bytes to generate")
-    add("--temperature", type=temperature_of, default=temperature, help="0 is greedy")
+    add("--temperature", type=temperature_of, default=0.0, help="0 is greedy")
     help_ = "draw from the fewest bytes that hold this much probability"
     add("--top-p", type=number(float, 1e-6, 1), default=1.0, help=help_)
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the draws")

@@ -48,7 +48,7 @@ def choose_threads(work):
             torch.set_num_threads(everyone)
 
 
-def product_speed(dtype, device, n=1024):
+def product_speed(dtype, device, n):
     """Measured speed of matrix products in operations a second."""
     generator = torch.Generator().manual_seed(0)  # the global one belongs to training
     a, b = (torch.randn(m, n, generator=generator).to(device, dtype) for m in (4 * n, n))
