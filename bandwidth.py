@@ -5,7 +5,7 @@
     python bandwidth.py --plot tradeoff.png         # the same, and a picture of it
 
 Eq. 8 itself is generate.gigabytes; single passes are timed in support/passes.py. Letters in
-comments: K block size, k draft size, M patches.
+comments: K block size, k draft size.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """BLT-D: the decoder learns to fill a block of K bytes in a few parallel passes (Fast BLT §3).
 
-Run it to see blocks, a corruption and who sees whom on a line of text:
+Run it to see blocks and what they hide on a line of text, and to draw who sees whom:
 
-    python diffusion.py --text "def main():"
+    python diffusion.py --text "def main():" --plot mask.png
 
 In the order a reader needs it: where blocks start, how they are corrupted, the loss, which cells
 to unmask, generation. Who sees whom is `layers.sees`, one rule for training and generation.

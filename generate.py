@@ -1,6 +1,6 @@
 """From logits to bytes: sampling, what a generation cost, plain BLT and its slow twin.
 
-Run it to watch plain BLT write, each byte with its entropy and the passes behind it:
+Run it to watch plain BLT write, how sure it is of each byte, and the passes behind it:
 
     python generate.py --prompt "def "
 

@@ -99,7 +99,8 @@ def sample(model, patcher, prompt, options):
     if "emit" in how:
         how["emit"]([], final=True)
     # Its speed beside plain BLT's, on the first bytes alone
-    compared = run_mode("blt", model, patcher, ids, min(128, options.bytes), options, **plain)
+    size = min(128, options.bytes) if mode != "blt" else 0
+    compared = run_mode("blt", model, patcher, ids, size, options, **plain)
     return print(paint("\n\n" + summary(mode, made, paper_calls(mode, made), compared), 2))
 
 

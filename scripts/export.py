@@ -32,12 +32,12 @@ def corpus_behind(saved, source):
     return corpus
 
 
-def measure_again(small, corpus):
-    """Calibrate and validate the rounded weights of `small`, which is updated."""
+def measure_again(small, corpus, size):
+    """Calibrate to patches of `size` bytes, validate the rounded weights, update `small`."""
     model, patcher = model_from(small), patcher_from(small)
     held_out = [document_ids(data) for data in corpus.split()[1]]
     if patcher.needs_entropy:
-        small["results"]["mean_patch_held_out"] = calibrate(patcher, held_out)
+        small["results"]["mean_patch_held_out"] = calibrate(patcher, held_out, size)
         small["patcher_config"]["threshold"] = patcher.config.threshold
     small["results"]["validation_bits_per_byte"] = bits_per_byte(model, patcher, held_out)
 
@@ -61,7 +61,7 @@ def main(argv=None):
         small[part] = {name: tensor.half() for name, tensor in saved[part].items()}
     small["data"] = saved["asked"]["data"]
     before = small["patcher_config"]["threshold"]
-    measure_again(small, corpus)
+    measure_again(small, corpus, saved["asked"]["patch_size"])
     checkpoint.save(options.target, small)
     after, bits = small["patcher_config"]["threshold"], small["results"]["validation_bits_per_byte"]
     patch, size = small["results"]["mean_patch_held_out"], os.path.getsize(options.target)

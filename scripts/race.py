@@ -104,7 +104,7 @@ def film(path, race):
             with image.open(shot) as picture:
                 frames.append(picture.convert("RGB"))
     # One palette for all, so that only what moves is stored, which has the rare colours too
-    palette = frames[FRAMES // 2].quantize(256, image.Quantize.MAXCOVERAGE)
+    palette = frames[FRAMES // 2].quantize(240, image.Quantize.MAXCOVERAGE)
     frames = [frame.quantize(palette=palette, dither=0) for frame in frames]
     how = {"append_images": frames[1:], "duration": [120] * FRAMES + [4000], "loop": 0}
     frames[0].save(path, save_all=True, **how)

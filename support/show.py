@@ -159,7 +159,7 @@ def summary(mode, made, paper_calls, plain):
     passes = f"decoder {c.decoder}, encoder/global {c.encoder_global}{by_paper}"
     parts = [
         f"{made.new_bytes} bytes, {made.bytes_per_second:.0f} bytes/s",
-        mode != "blt" and f"{ratio:.2f} times plain BLT",
+        mode != "blt" and plain.new_bytes and f"{ratio:.2f} times plain BLT",
         made.mean_patch and f"mean patch {made.mean_patch:.2f}",
         c.rounds and f"{c.rounds} rounds",
         c.drafted and f"{made.acceptance:.0%} of {c.drafted} drafted bytes accepted",
@@ -186,7 +186,7 @@ of_ceiling .2f of ceiling | memory_bandwidth_share .0% of memory speed
 
 
 def print_measured(rows, times):
-    """The rows of `compare` as a table, and a bandwidth.PassSeconds in a line below."""
+    """The rows of `compare` as a table, and a passes.PassSeconds in a line below."""
     named = [{**row, "name": f"{row['mode']} {row['setting']}".strip()} for row in rows]
     for row in named:
         row["spread"] = "-".join(f"{ratio:.1f}" for ratio in row["ratio_spread"])

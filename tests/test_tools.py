@@ -1,4 +1,4 @@
-"""scripts/: passes timed, an export."""
+"""scripts/: streams timed, an export."""
 
 import pytest
 import torch
