@@ -82,9 +82,9 @@ def evaluate_code(model, patcher, options):
     An answer has at most 512 bytes, or 256 for mbpp and for code, one-line functions that are made
     here. Programs run in a process of their own, with limits on time, memory, files and processes.
     That ends accidents; it is NO SECURITY SANDBOX. Still possible: to read whatever you may read,
-    to use up 5 seconds and 1 GB, and to pass untested by looking for the harness in frames (sys,
-    inspect, gc) or by redefining what the tests call. Run models that you do not trust in a
-    container or virtual machine.
+    to use up 5 seconds and 1 GB, to write through C code that asks Python nothing (readline, shared
+    memory), and to pass untested by looking for the harness in frames (sys, inspect, gc) or by
+    redefining what the tests call. Run models that you do not trust in a container.
     """
     if not options.allow_code_execution:
         advice = "read the warning in `python -m evaluation code --help`, then say"

@@ -7,13 +7,11 @@ unless the user says `--allow-code-execution`; run models that you do not trust 
 or virtual machine that has nothing to lose.
 """
 
-import contextlib
-import functools
 import os
-import signal
+import subprocess
 import sys
 import tempfile
-from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+from subprocess import DEVNULL
 
 from evaluation import confined
 from support.terminal import BadInput
@@ -29,26 +27,12 @@ def run_program(source, seconds=5.0):
     # -I keeps the folder and the user's packages out of its imports.
     command = [sys.executable, "-I", confined.__file__, str(int(seconds) + 1)]
     with tempfile.TemporaryDirectory(prefix="program-", ignore_cleanup_errors=True) as folder:
-        # No variables of ours but a PATH; a session of its own, so that all that it may have
-        # started ends with it.
+        # No variables of ours but a PATH
         env = {"PATH": os.defpath, "PYTHONHASHSEED": "0", "TMPDIR": folder}
-        own = {"cwd": folder, "env": env, "start_new_session": True}
-        child = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, **own)
+        text = source.encode("utf-8", "surrogatepass")
+        how = {"cwd": folder, "env": env, "timeout": seconds, "start_new_session": True}
         try:
-            said, _ = child.communicate(source.encode("utf-8", "surrogatepass"), timeout=seconds)
-            for line in said.decode(errors="replace").splitlines():
-                warn(line)
-            return "passed" if child.returncode == 0 else "failed"
-        except TimeoutExpired:
+            child = subprocess.run(command, input=text, stdout=DEVNULL, stderr=DEVNULL, **how)
+        except subprocess.TimeoutExpired:
             return "timed out"
-        finally:
-            # The child and whatever it left behind, unless they are gone already.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
-
-
-@functools.cache
-def warn(line):
-    """Say once what this system can't keep from the programs."""
-    print(f"note: programs run {line}", file=sys.stderr)
+        return "passed" if child.returncode == 0 else "failed"
