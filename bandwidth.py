@@ -14,7 +14,7 @@ from collections import Counter
 from tqdm import tqdm
 
 from data import default_corpus, encode
-from diffusion import SIZES
+from diffusion import SIZES, check_block_size
 from generate import Generation, Sampling
 from model import load_model
 from speculate import MODES, Drafting, run_mode, size_of_blocks
@@ -119,9 +119,11 @@ def compare(model, patcher, prompts, settings, made):
     """What `measure` made of each setting beside the first, which is plain BLT -> (rows, times).
 
     rows: dicts, in which sums are given a generation; times: PassSeconds. agreement: bytes that
-    plain BLT's output has at the same place; of_ceiling: the speed reached over what single passes
-    allow at the run's own counts; memory_bandwidth_share: parameters read in float32, the
-    patcher's too, over what the machine reads in that time.
+    plain BLT's output has at the same place; lossless: plain BLT's distribution; kept_by_position:
+    the share of rounds that accept so many bytes; ratio_spread: least and most over the prompts;
+    of_ceiling: the speed reached over what single passes allow at the run's own counts;
+    memory_bandwidth_share: parameters read in float32, the patcher's too, over what the machine
+    reads in that time.
     """
     counts = [
         size_of_blocks(model, drafting) if MODES[mode].fills_blocks else drafting.draft_size
@@ -198,6 +200,8 @@ def main(argv=None):
         rows = recompute(read_paper())
     else:
         model, patcher = load_model(checkpoint.find(options.checkpoint))
+        if options.plot_acceptance:
+            check_block_size(model, model.config.block_size)
         settle_threads(model, patcher)
         o, prompts, settings = options, read_prompts(options.prompts), settings_of(model)
         sampling_of = functools.partial(Sampling, o.temperature, o.top_p, True, o.seed)

@@ -98,9 +98,10 @@ def sample(model, patcher, prompt, options):
         return print_rows([as_json(mode, prompt, made)])
     if "emit" in how:
         how["emit"]([], final=True)
-    # Its speed beside plain BLT's, on the first bytes alone
-    size = min(128, options.bytes) if mode != "blt" else 0
-    compared = run_mode("blt", model, patcher, ids, size, options, **plain)
+    compared = made
+    if mode != "blt":  # its speed beside plain BLT's, on the first bytes alone
+        size = min(128, options.bytes)
+        compared = run_mode("blt", model, patcher, ids, size, options, **plain)
     return print(paint("\n\n" + summary(mode, made, paper_calls(mode, made), compared), 2))
 
 

@@ -8,7 +8,6 @@ recorded in a run of its own, whose times are then stretched to the measured one
 this file draws all that moves from what is recorded here.
 """
 
-import functools
 import json
 import os
 import shutil
@@ -70,17 +69,16 @@ def run_race(model, patcher, prompt, options):
     modes = [mode for mode in MODES if model.config.block_size or not MODES[mode].fills_blocks]
     for mode in modes:
         check_mode(mode, model, options)
-    settings, new_sampling = (
-        [(m, "", options) for m in modes],
-        functools.partial(sampling_of, options),
-    )
+    settings, new_sampling = [(m, "", options) for m in modes], lambda: sampling_of(options)
     made = measure(model, patcher, [prompt] * REPEATS, options.bytes, settings, new_sampling)
     seconds = [statistics.median(run.seconds for run in runs) for runs in made]
     race = {name: getattr(options, name) for name in "draft_size copy temperature top_p".split()}
     race |= {"block_size": size_of_blocks(model, options), "threads": torch.get_num_threads()}
     race |= {"prompt": len(prompt), "repeats": REPEATS, "offset": OFFSET}
     lanes = [record(m, model, patcher, prompt, options, s) for m, s in zip(modes, seconds)]
-    return {**race, "threshold": patcher.config.threshold, "lanes": lanes}
+    config = patcher.config  # other kinds compare no entropies with their threshold
+    threshold = config.threshold if config.kind == "entropy" else None
+    return {**race, "threshold": threshold, "lanes": lanes}
 
 
 def write_page(path, race):
@@ -94,14 +92,14 @@ def film(path, race):
     """Photograph the page at FRAMES moments, the share of the way behind its #, as an animation."""
     image, width, height = package("PIL.Image", "an animation"), *SIZE
     with tempfile.TemporaryDirectory(prefix="race-") as folder:
-        page, shot, frames = Path(folder) / "race.html", Path(folder) / "shot.png", []
+        page, frames = Path(folder) / "race.html", []
         write_page(page, race)
-        shoot = f"{BROWSER} --headless --no-sandbox --disable-gpu --hide-scrollbars"
-        shoot += f" --screenshot={shot} --window-size={width},{height} --user-data-dir={folder}/own"
+        browser = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        browser += [f"--window-size={width},{height}", f"--user-data-dir={folder}/own"]
         for frame in trange(FRAMES + 1, desc="frames", leave=False):
-            moment = f"{page.as_uri()}#{frame / FRAMES}"
-            subprocess.run([*shoot.split(), moment], capture_output=True)
-            with image.open(shot) as picture:
+            shot, moment = f"{folder}/{frame}.png", f"{page.as_uri()}#{frame / FRAMES}"
+            subprocess.run([*browser, f"--screenshot={shot}", moment], capture_output=True)
+            with image.open(shot) as picture:  # there is none where the browser failed
                 frames.append(picture.convert("RGB"))
     # One palette for all, so that only what moves is stored, which has the rare colours too
     palette = frames[FRAMES // 2].quantize(240, image.Quantize.MAXCOVERAGE)
@@ -125,6 +123,8 @@ def options_from(argv):
         raise BadInput("a race shows up to 200 bytes of --prompt and 400 new --bytes")
     if options.gif and not BROWSER:
         raise BadInput("--gif films the page in chromium, which is not here: give --out alone")
+    if options.gif:
+        package("PIL.Image", "an animation")
     return options
 
 

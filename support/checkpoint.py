@@ -13,7 +13,7 @@ from dataclasses import fields
 import torch
 from torch.serialization import set_default_mmap_options, skip_data
 
-from support.terminal import BadInput, Interrupt, check_regular
+from support.terminal import BadInput, Interrupt, check_regular, check_writable
 
 FORMAT, VERSION = "fast-blt", 2
 DEFAULT = "checkpoint.pt"
@@ -72,11 +72,7 @@ def check_target(path, inputs=()):
             raise BadInput(f"can't write {path}: it is among what is read; give another name")
     if os.path.exists(path):
         read(path)
-    try:
-        open(f"{path}.part", "ab").close()
-        os.remove(f"{path}.part")
-    except OSError as problem:
-        raise BadInput(f"can't write {path}: {problem.strerror}") from None
+    check_writable(path)
 
 
 def read(path):

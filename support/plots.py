@@ -4,11 +4,10 @@ Colours are Okabe and Ito's, which colour-blind people tell apart.
 """
 
 import argparse
-import os
 import statistics
 from itertools import accumulate
 
-from support.terminal import package, visible
+from support.terminal import check_writable, package, visible
 
 BLUE, ORANGE, GREEN, RED, BLANK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#ECECEC"
 METHODS = {"blt": "BLT", "blts": "BLT-S", "bltd": "BLT-D", "bltdv": "BLT-DV", "lookup": "lookup"}
@@ -19,15 +18,13 @@ MONO = {"family": "DejaVu Sans Mono", "ha": "center", "va": "center"}
 
 
 def to_write(*endings):
-    """An argparse type: a file that ends so, in a folder there is, by what draws it if drawn."""
+    """An argparse type: a file that ends so and can be written, by what draws it if drawn."""
 
     def parse(path):
-        folder = os.path.dirname(path) or "."
         if not path.endswith(endings):
             words = f"this is written as {' or '.join(endings)}, not {path}"
             raise argparse.ArgumentTypeError(words)
-        if not os.path.isdir(folder):
-            raise argparse.ArgumentTypeError(f"there is no folder {folder} to write in")
+        check_writable(path)
         if ".png" in endings:
             pyplot()  # says what is missing before anything is measured
         return path
@@ -43,7 +40,7 @@ def pyplot():
     return plt
 
 
-def written(figure, path):
+def save_figure(figure, path):
     """Write a picture."""
     figure.savefig(path, dpi=160)
     pyplot().close(figure)
@@ -86,7 +83,7 @@ def draw_tradeoff(path, rows, how):
             name_marks(axis, these, lossless)
     words = "filled: lossless, as good as plain BLT's; hollow: other text than plain BLT's"
     figure.suptitle(f"{how}: lower left is better\n{words}\ndashed: the frontier", fontsize=11)
-    written(figure, path)
+    save_figure(figure, path)
 
 
 def frontier(places):
@@ -128,7 +125,7 @@ def draw_acceptance(path, rows, K, how):
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
     axis.set_title(f"What verification keeps of blocks of {K}; {how}", fontsize=11)
-    written(figure, path)
+    save_figure(figure, path)
 
 
 # ---- what patches and blocks are
@@ -152,7 +149,7 @@ def draw_patching(path, data, closes, entropies, threshold):
     axis.set(xlim=(-0.5, len(places) - 0.5), xlabel="position, bytes", ylabel="entropy, nats")
     axis.set_ylim(bottom=-0.8)  # room for the text
     axis.set_title("Entropy before each byte: above θ a patch opens, as behind a full one")
-    written(figure, path)
+    save_figure(figure, path)
 
 
 def draw_mask(path, seen, names, groups):
@@ -178,4 +175,4 @@ def draw_mask(path, seen, names, groups):
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     title = f"{N} clean bytes, then blocks of {groups[1]}: a block reads itself,\n"
     figure.suptitle(title + "and the clean bytes before its start, not those it hides")
-    written(figure, path)
+    save_figure(figure, path)

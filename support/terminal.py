@@ -155,6 +155,16 @@ def check_regular(path, what):
         raise BadInput(f"can't read {what} {path}: it is {kind}, not a file")
 
 
+def check_writable(path):
+    """Raises BadInput where no file can be written beside, or as, this one; an old one is kept."""
+    try:
+        open(f"{path}.part", "ab").close()
+        os.remove(f"{path}.part")
+    except (OSError, ValueError) as problem:
+        why = getattr(problem, "strerror", problem)
+        raise BadInput(f"can't write {path}: {why}") from None
+
+
 def read_file(path, what):
     """The bytes of a file, LONGEST at most. Raises BadInput, which names `what` it should be."""
     check_regular(path, what)

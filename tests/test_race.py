@@ -69,6 +69,15 @@ def test_a_recording_has_every_byte_pass_and_moment(mode, rounds, trained_file):
     assert torch.allclose(torch.tensor(entropies), expected, atol=1e-3)
 
 
+def test_no_threshold_is_shown_that_is_not_of_entropies(trained_file):
+    """A patcher by stride compares nothing, so no byte lies above or below its threshold."""
+    model, patcher = load_model(str(trained_file))
+    options = race.options_from(["--out", "x.html", "--bytes", "4"])
+    assert race.run_race(model, patcher, encode(b"x"), options)["threshold"] is not None
+    patcher.config.kind = "stride"
+    assert race.run_race(model, patcher, encode(b"x"), options)["threshold"] is None
+
+
 def test_accepted_bytes_of_a_recording_are_those_counted(trained_file):
     *_, plain, lane = recorded(trained_file, "bltdv", "--ignore-eos")
     rounds = [event for event in lane["events"] if "accepted" in event][1:]
@@ -233,8 +242,8 @@ def test_bad_input_is_said_before_anything_runs(trained_file, tmp_path, monkeypa
         (known, "--out --gif"),
         ([*known, "--out", "x.html", "--prompt", "x" * 201], "200 bytes"),
         ([*known, "--out", "x.html", "--bytes", "401"], "400"),
-        ([*known, "--out", str(tmp_path / "no" / "x.html")], "no folder"),
-        ([*known, "--gif", str(tmp_path / "no" / "x.gif")], "no folder"),
+        ([*known, "--out", str(tmp_path / "no" / "x.html")], "No such file"),
+        ([*known, "--gif", str(tmp_path / "no" / "x.gif")], "No such file"),
         ([*known, "--gif", str(tmp_path / "x.png")], ".gif"),
         ([*known, "--out", "x.html", "--block-size", "99"], "up to 8 bytes, not 99"),
         (["--checkpoint", "gone.pt", "--out", "x.html"], "no checkpoint"),
