@@ -5,7 +5,6 @@
     python -m evaluation likelihood --set arc-easy --items DIR # multiple choice
     python -m evaluation translate --mode bltdv                # number phrases, FLORES, NTREX
     python -m evaluation code --allow-code-execution           # one-line functions, HumanEval, MBPP
-    python -m evaluation miniature --write DIR                 # text for `train.py --data DIR`
 
 Each takes the flags that it reads and no others: `python -m evaluation TASK --help`.
 """
@@ -19,7 +18,6 @@ from diffusion import RULES
 from evaluation.answers import evaluate_code, evaluate_translation
 from evaluation.benchmarks import CHOICES, PROGRAMS, READERS, TRANSLATIONS
 from evaluation.likelihood import evaluate_bpb, evaluate_likelihood
-from evaluation.miniature import TASKS, write_text
 from sample import load
 from speculate import MODES, Drafting
 from support.flags import Only, add_checkpoint, add_mode, add_sampling
@@ -42,8 +40,8 @@ PROGRAM = f"{ANSWERS} allow-code-execution"
 COMMANDS = {
     "bpb": Task(evaluate_bpb, None, f"data {MODEL}"),
     "likelihood": Task(evaluate_likelihood, 1000, f"data {MODEL}", ("cloze", *CHOICES)),
-    "translate": Task(evaluate_translation, 200, ANSWERS, (*TASKS[:2], *TRANSLATIONS)),
-    "code": Task(evaluate_code, 200, PROGRAM, (*TASKS[2:], *PROGRAMS)),
+    "translate": Task(evaluate_translation, 200, ANSWERS, ("fr-en", "de-en", *TRANSLATIONS)),
+    "code": Task(evaluate_code, 200, PROGRAM, ("code", *PROGRAMS)),
 }
 
 
@@ -77,8 +75,6 @@ def options_from(argv):
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for name, task in COMMANDS.items():
         add_task(tasks, name, task)
-    write = tasks.add_parser("miniature", help=inspect.getdoc(write_text)).add_argument
-    write("--write", metavar="DIR", required=True, help="a new or empty folder")
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         words = f"{options.task} takes no {' '.join(unknown)}"
@@ -95,8 +91,6 @@ def options_from(argv):
 
 def main(argv=None):
     options = options_from(argv)
-    if options.task == "miniature":
-        return write_text(options.write)
     COMMANDS[options.task].run(*load(options), options)
 
 

@@ -8,7 +8,6 @@ from tqdm import tqdm
 from data import decode, encode
 from evaluation.benchmarks import read_items
 from evaluation.execute import run_program
-from evaluation.miniature import TASKS, test_items
 from evaluation.tasks import as_bytes, mean, report
 from sample import sampling_of
 from speculate import check_mode, run_mode
@@ -69,7 +68,7 @@ def code_score(texts, questions):
 def evaluate_translation(model, patcher, options):
     """Translation into English behind four worked examples, greedy unless told otherwise.
 
-    An answer has at most 512 bytes, or 256 for fr-en and de-en, number phrases that are made here.
+    An answer has at most 512 bytes, or 256 for fr-en and de-en, number phrases.
     Stand-ins: NTREX (ntrex-fr-en) for the paper's FLORES fr-en, and BLEU of 13a tokens for its
     SentencePiece BLEU.
     """
@@ -79,12 +78,12 @@ def evaluate_translation(model, patcher, options):
 def evaluate_code(model, patcher, options):
     """pass@1 of programs that the model completes.
 
-    An answer has at most 512 bytes, or 256 for mbpp and for code, one-line functions that are made
-    here. Programs run in a process of their own, with limits on time, memory, files and processes.
-    That ends accidents; it is NO SECURITY SANDBOX. Still possible: to read whatever you may read,
-    to use up 5 seconds and 1 GB, to write through C code that asks Python nothing (readline, shared
-    memory), and to pass untested by looking for the harness in frames (sys, inspect, gc) or by
-    redefining what the tests call. Run models that you do not trust in a container.
+    An answer has at most 512 bytes, or 256 for mbpp and for code, one-line functions. Programs run
+    in a process of their own, with limits on time, memory, files and processes. That ends
+    accidents; it is NO SECURITY SANDBOX. Still possible: to read whatever you may read, to use up 5
+    seconds and 1 GB, to write through C code that asks Python nothing (readline, shared memory),
+    and to pass untested by looking for the harness in frames (sys, inspect, gc) or by redefining
+    what the tests call. Run models that you do not trust in a container.
     """
     if not options.allow_code_execution:
         advice = "read the warning in `python -m evaluation code --help`, then say"
@@ -96,7 +95,7 @@ def score_answers(model, patcher, options, score):
     """Answer the items of --set in the mode asked for and report score and cost."""
     name, mode, limit = options.set, options.mode, options.limit
     check_mode(mode, model, options)
-    asked = test_items(name, limit) if name in TASKS else read_items(name, options.items, limit)
+    asked = read_items(name, options.items, limit)
     turns = tqdm(asked, desc="answers", leave=False)
     texts, made = zip(*(answer(question, mode, model, patcher, options) for question in turns))
     report(score(texts, asked), made, options, set=name, mode=mode)

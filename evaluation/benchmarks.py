@@ -143,6 +143,16 @@ def read_mbpp(folder):
     return behind(map(question, (2, 3, 4)), map(question, range(11, 511)))
 
 
+# ---- in miniature: what a model of minutes learns, made by tests/miniature.py
+
+
+def read_miniature(task, folder, shots=4):
+    """Number phrases to translate, or one-line functions, behind worked ones."""
+    known = objects_of(folder / "miniature.jsonl")
+    items = (Question(**item) for item in known if item.pop("task") == task)
+    return behind(list(islice(items, shots)), items)
+
+
 CHOICES = {
     "arc-easy": functools.partial(read_arc, "arc_easy.jsonl"),
     "arc-challenge": functools.partial(read_arc, "arc_challenge.jsonl"),
@@ -153,6 +163,7 @@ CHOICES = {
 TRANSLATIONS = {"flores-de-en": read_flores, "ntrex-fr-en": read_ntrex}
 PROGRAMS = {"humaneval": read_humaneval, "mbpp": read_mbpp}
 READERS = {**CHOICES, **TRANSLATIONS, **PROGRAMS}
+MINIATURE = {t: functools.partial(read_miniature, t) for t in ("fr-en", "de-en", "code")}
 
 
 def read_items(name, folder, limit=None):
@@ -160,10 +171,12 @@ def read_items(name, folder, limit=None):
 
     Raises BadInput for files that are not there, what is no item, and where there are none.
     """
-    if not folder:
+    if name in MINIATURE:
+        folder = Path(__file__).parent  # they come with the project
+    elif not folder:
         raise BadInput(f"--set {name} needs --items DIR, the folder that holds its files")
     try:
-        items = list(islice(READERS[name](Path(folder)), limit))
+        items = list(islice({**READERS, **MINIATURE}[name](Path(folder)), limit))
         for item in items:
             texts = (item.query, *item.choices) if isinstance(item, Choice) else [as_example(item)]
             as_bytes("".join(texts))  # raises ValueError or TypeError for what is no text

@@ -184,7 +184,6 @@ LINES = {
     "scripts.export no-model.pt new.pt": "no finished training run",
     "scripts.export gone.pt new.pt": "no checkpoint at gone.pt",
     "scripts.export cut.pt new.pt": "damaged",
-    "evaluation miniature --write folder": "not empty",
     # files that are read
     "sample.py --checkpoint pipe": "it is a pipe or a device",
     "sample.py --checkpoint folder": "it is a folder",

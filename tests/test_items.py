@@ -8,15 +8,17 @@ import os
 import pathlib
 import re
 import time
+import zipfile
+from dataclasses import replace
 from itertools import islice
 
+import miniature
 import pytest
 
-from data import Corpus, corpus_of
-from evaluation import miniature
-from evaluation.benchmarks import PROGRAMS, READERS, read_items
+from data import corpus_of
+from evaluation.benchmarks import MINIATURE, PROGRAMS, READERS, read_items
 from evaluation.execute import run_program
-from evaluation.tasks import Choice, as_example, translation
+from evaluation.tasks import Choice, as_example, behind, translation
 from support.terminal import BadInput
 
 HUMANEVAL = {
@@ -198,7 +200,7 @@ def parts_of(text):
 
 
 def test_miniature_tests_what_training_never_showed():
-    """Numbers from 100 on and descriptions are apart; the same call makes the same items."""
+    """Numbers from 100 on and descriptions are apart."""
     assert miniature.spell(1204, "fr") == "mille deux cent quatre"
     held = {miniature.spell(n, "en") for n in range(100, 1000) if miniature.is_held_out(n)}
     for task in ("fr-en", "de-en"):
@@ -208,21 +210,14 @@ def test_miniature_tests_what_training_never_showed():
     shown = {program.prompt for program in miniature.draw_items("code", 300, False, seed=3)}
     tested = {program.prompt for program in miniature.draw_items("code", 300, True, seed=3)}
     assert not shown & tested and len(tested) == 300
-    assert miniature.test_items("de-en", 5) == miniature.test_items("de-en", 5)
 
 
 def test_reference_bodies_pass_their_tests():
-    for item in miniature.test_items("code", 6):
+    for item in read_items("code", None, 6):
         assert item.context.count("def f(x): return") == 4
         assert run_program(item.prompt + item.solution + item.tests) == "passed"
         wrong = item.solution.replace("x", "x and x") + "\n0/0"
         assert run_program(item.prompt + wrong + item.tests) == "failed"
-
-
-def test_more_test_items_than_there_are_is_one_clear_line(monkeypatch):
-    monkeypatch.setattr(miniature, "FUNCTIONS", miniature.FUNCTIONS[:1])
-    with pytest.raises(BadInput, match="smaller --limit"):
-        miniature.draw_items("code", 20, held_out=True, seed=0)
 
 
 def test_every_constant_of_a_generated_program_matters():
@@ -237,28 +232,22 @@ def test_every_constant_of_a_generated_program_matters():
         assert run_program(item.prompt + wrong + item.tests) == "failed", (item.prompt, wrong)
 
 
-def test_miniature_text_read_from_its_folder_is_the_text_in_memory(tmp_path, monkeypatch):
-    """Same names, so the same hash and the same split, by document."""
-    corpus = Corpus(miniature.training_documents(), "in memory")
+def test_the_archive_and_the_items_are_what_the_generator_makes(tmp_path):
+    """The same names and bytes, so the same hash and the same split by document."""
+    with zipfile.ZipFile(miniature.TARGET.with_suffix(".zip")) as archive:
+        archive.extractall(tmp_path / "text")
+    corpus = corpus_of([tmp_path / "text"])
+    assert corpus.documents == miniature.training_documents()
     assert {name.split("/")[0] for name, _ in corpus.documents} == set(miniature.TASKS)
     train, held_out = corpus.split()
     assert 0.03 < len(held_out) / len(corpus.documents) < 0.07
     assert all(document.endswith(b"\n\n") for document in train)
-    monkeypatch.setattr(miniature, "training_documents", lambda: corpus.documents)
-    miniature.write_text(tmp_path / "new")
-    written = corpus_of([tmp_path / "new"])
-    assert written.documents == corpus.documents and written.sha256 == corpus.sha256
-    assert written.split() == (train, held_out)
-
-
-def test_miniature_text_goes_to_a_new_or_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(miniature, "training_documents", lambda: [("fr-en/000000", b"text")])
-    (tmp_path / "there").mkdir()
-    miniature.write_text(tmp_path / "there")
-    with pytest.raises(BadInput, match="not empty"):
-        miniature.write_text(tmp_path / "there")
-    with pytest.raises(BadInput, match="can't write"):
-        miniature.write_text(tmp_path / "there/fr-en/000000")
+    made = {task: [] for task in MINIATURE}
+    for task, item in miniature.all_items():
+        made[task].append(replace(item, stops=list(item.stops)))
+    for task, items in made.items():
+        examples, asked = items[: miniature.SHOTS], items[miniature.SHOTS :]
+        assert read_items(task, None) == list(behind(examples, asked))
 
 
 # ---- running programs

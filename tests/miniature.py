@@ -1,23 +1,27 @@
-"""The paper's generation tasks in small: number phrases into English, and one-line functions.
+"""What evaluation/miniature.zip and .jsonl were made by: number phrases, and one-line functions.
 
-    python -m evaluation miniature --write DIR && python train.py --data DIR
+    python tests/miniature.py
 
-A model trained on them for minutes scores far from zero, so the trade-off of Figure 7 can be seen
-on a laptop. Everything is generated, and the same on every machine. What is tested never occurs in
-training: numbers from 100 on, and descriptions of functions, are held out by a hash. Needs
-num2words, which spells the numbers; the other words and the functions stand in miniature.json.
+Everything is generated. What is tested never occurs in training: numbers from 100 on, and
+descriptions of functions, are held out by a hash. Needs num2words, which spells the numbers; the
+other words and the functions stand in miniature.json.
 """
 
 import functools
 import json
+import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
-from data import corpus_of, name_chance
-from evaluation.tasks import Question, as_example, behind, picker, translation
-from support.terminal import BadInput, package
+import num2words
+
+from data import name_chance
+from evaluation.tasks import Question, as_example, picker, translation
 
 HELD_OUT_SHARE = 0.1
 EXAMPLES_A_DOCUMENT = 24
+SHOTS, ITEMS = 4, 300
+TARGET = Path(__file__).parent.parent / "evaluation" / "miniature"
 DOCUMENTS = {"fr-en": 600, "de-en": 600, "code": 700}
 TASKS = tuple(DOCUMENTS)
 LANGUAGES = {"fr": "French", "de": "German"}
@@ -43,7 +47,7 @@ def is_held_out(key):
 @functools.cache
 def spell(number, language):
     """A number in words."""
-    return package("num2words", "spelling numbers").num2words(number, lang=language)
+    return num2words.num2words(number, lang=language)
 
 
 def draw_pair(pick, task, held_out):
@@ -91,13 +95,7 @@ def draw_items(task, count, held_out, seed):
         items.setdefault(str(item) if held_out else len(items), item)
         if len(items) == count:
             return list(items.values())
-    raise BadInput(f"there are no {count} different test items of {task}: give a smaller --limit")
-
-
-def test_items(task, count, shots=4):
-    """`count` Questions of the test part, behind examples from the training part."""
-    examples = draw_items(task, shots, held_out=False, seed=1)
-    return list(behind(examples, draw_items(task, count, held_out=True, seed=2)))
+    raise ValueError(f"there are no {count} different test items of {task}")
 
 
 def training_documents():
@@ -110,20 +108,23 @@ def training_documents():
     return sorted(documents)
 
 
-def write_text(folder):
-    """Write number phrases and one-line functions to train on into a new or empty folder.
-
-    `translate` and `code` ask for others of their kind. The files are named TASK/NUMBER.
-    """
-    folder = Path(folder)
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            raise BadInput(f"{folder} is not empty: name a new folder to write to")
-        # All are made before the first is written: a missing package leaves no folder behind.
+def write():
+    """Write the text to train on as an archive, and the items: of each task the examples first."""
+    with zipfile.ZipFile(TARGET.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in training_documents():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-    except OSError as problem:
-        raise BadInput(f"can't write {problem.filename}: {problem.strerror}") from None
-    print(f"{corpus_of([folder]).describe()}\ntrain on it: python train.py --data {folder}")
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED, 9)
+    with TARGET.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
+        for task, item in all_items():
+            print(json.dumps({"task": task, **asdict(item)}, ensure_ascii=False), file=file)
+
+
+def all_items():
+    """-> (task, Question): four worked examples of each task and ITEMS to test with."""
+    for task in TASKS:
+        asked = draw_items(task, SHOTS, held_out=False, seed=1)
+        for item in asked + draw_items(task, ITEMS, held_out=True, seed=2):
+            yield task, item
+
+
+if __name__ == "__main__":
+    write()
