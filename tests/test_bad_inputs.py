@@ -140,7 +140,7 @@ NOT_RESUMED = {
 
 KNOWN = "--checkpoint FILE"
 TRAIN = "train.py --preset nano --steps 2"
-CODE = "evaluation code --allow-code-execution --checkpoint FILE --set humaneval --items"
+CODE = "evaluation code --checkpoint FILE --set humaneval --items"
 LINES = {
     # commands of scripts/
     "scripts.benchmark --checkpoint gone.pt": "no checkpoint at gone.pt",

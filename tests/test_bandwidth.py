@@ -200,7 +200,7 @@ MEASURED = {
     *("mode", "setting", "agreement", "output_bits_per_byte", "distinct_4grams", "mean_patch"),
     *("acceptance", "decoder_nfes", "encoder_global_nfes", "entropy_nfes", "bandwidth_gb"),
     *("decrease", "bytes_per_second", "ratio", "of_ceiling", "seconds_decoder"),
-    *("seconds_encoder_global", "seconds_patcher", "seconds_chain", "memory_bandwidth_share"),
+    *("seconds_encoder_global", "seconds_patcher", "seconds_chain"),
     *("lossless", "kept_by_position", "ratio_spread"),
 }
 

@@ -16,7 +16,7 @@ import train
 from data import BOS, EOS, corpus_of, document_ids, encode
 from diffusion import Unmask, generate_bltd
 from evaluation.__main__ import main, options_from
-from evaluation.answers import answer, code_score, translation_score
+from evaluation.answers import answer, exact_score, translation_score
 from evaluation.benchmarks import PROGRAMS, TRANSLATIONS
 from evaluation.likelihood import choice_log_likelihoods, cloze
 from evaluation.tasks import Choice, Question, as_bytes, mean, show, translation
@@ -105,10 +105,9 @@ def test_scores_of_known_answers():
     half = translation_score([targets[0], "quatre"], pairs)
     assert half["exact"] == 50 and half["exact_se"] == pytest.approx(50)
     assert 0 < half["bleu"] < 100 and half["bleu_se"] > 0
-    item = Question("def f(x): return", " x\n", ("\n",), "\nassert f(3) == 3\n")
-    third = pytest.approx(100 / 3)
-    score = code_score([" x", " x + 1", " 1 /"], [item] * 3)
-    assert score == {"pass@1": third, "pass@1_se": third}
+    item, third = Question("def f(x): return", " x\n", ("\n",)), pytest.approx(100 / 3)
+    score = exact_score([" x", " x + 1", " 1 /"], [item] * 3)
+    assert score == {"exact": third, "exact_se": third}
 
 
 def test_a_single_item_has_no_standard_error(capsys):
@@ -201,7 +200,7 @@ def test_bpb_is_the_training_script_s_number_beside_xz(trained_file, corpus_file
         ("likelihood", {"accuracy", "accuracy_se", "accuracy_per_byte"}),
         ("translate --mode bltdv --bytes 12", {"exact", "bleu", "bleu_se", "chrf"}),
         ("translate --set de-en --mode bltd --unmask entropy --bytes 12", {"exact", "chrf_se"}),
-        ("code --allow-code-execution --bytes 12", {"pass@1", "pass@1_se"}),
+        ("code --bytes 12", {"exact", "exact_se"}),
     ],
 )
 def test_every_task_ends_with_score_and_cost(arguments, keys, trained_file, capsys):
@@ -230,10 +229,10 @@ def test_miniature_end_to_end(tmp_path, capsys):
         known = ["--checkpoint", path, "--mode", mode, "--limit", 2, "--bytes", 16]
         (translated,) = evaluated(capsys, "translate", "--set", "de-en", *known)
         assert {"exact", "bleu_se"} | COST <= set(translated) and translated["mode"] == mode
-        (written,) = evaluated(capsys, "code", "--allow-code-execution", *known)
-        assert {"pass@1", "pass@1_se"} | COST <= set(written) and written["new_bytes"] > 0
+        (written,) = evaluated(capsys, "code", "--write", tmp_path / "programs", *known)
+        assert {"exact", "exact_se"} | COST <= set(written) and written["new_bytes"] > 0
         keys = ("exact", "bleu", "chrf", "new_bytes")
-        rows[mode] = [translated[key] for key in keys] + [written["pass@1"], written["new_bytes"]]
+        rows[mode] = [translated[key] for key in keys] + [written["exact"], written["new_bytes"]]
     assert rows["blts"] == rows["blt"]  # a lossless mode scores what its model scores
 
 
@@ -285,7 +284,7 @@ def test_bad_input_is_one_clear_line(trained_file, tmp_path, monkeypatch):
     expected = {
         (): "TASK",
         ("telepathy",): "telepathy",
-        ("code", *known): "--allow-code-execution",
+        ("code", "--write", "short", "--limit", 1, "--bytes", 1, *known): "can't write programs",
         ("likelihood", "--set", "piqa", *known): "--items DIR",
         ("likelihood", "--set", "piqa", "--items", tmp_path, *known): "can't read the items",
         ("likelihood", "--data", "short", *known): "held-out document of more than",
