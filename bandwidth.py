@@ -20,7 +20,6 @@ from model import load_model
 from speculate import MODES, Drafting, run_mode, size_of_blocks
 from support import checkpoint
 from support.flags import Only, add_sampling
-from support.machine import memory_bandwidth
 from support.paper import print_paper, read_paper, recompute
 from support.passes import pass_seconds, settle_threads
 from support.plots import draw_acceptance, draw_tradeoff, to_write
@@ -121,16 +120,14 @@ def compare(model, patcher, prompts, settings, made):
     rows: dicts, in which sums are given a generation; times: PassSeconds. agreement: bytes that
     plain BLT's output has at the same place; lossless: plain BLT's distribution; kept_by_position:
     the share of rounds that accept so many bytes; ratio_spread: least and most over the prompts;
-    of_ceiling: the speed reached over what single passes allow at the run's own counts;
-    memory_bandwidth_share: parameters read in float32, the patcher's too, over what the machine
-    reads in that time.
+    of_ceiling: the speed reached over what single passes allow at the run's own counts.
     """
     counts = [
         size_of_blocks(model, drafting) if MODES[mode].fills_blocks else drafting.draft_size
         for mode, _, drafting in settings
     ]
     sizes = {n for count in counts for n in (count, count + 1, 2 * count)}
-    times, speed = pass_seconds(model, patcher, {1, 9} | sizes), memory_bandwidth("cpu")
+    times = pass_seconds(model, patcher, {1, 9} | sizes)
     baseline, n, rows = Generation.total(made[0]), len(prompts), []
     for (mode, name, _), count, outputs in zip(settings, counts, made):
         total = Generation.total(outputs)
@@ -159,7 +156,6 @@ def compare(model, patcher, prompts, settings, made):
             "ratio": total.bytes_per_second / max(1e-9, baseline.bytes_per_second),
             "ratio_spread": [min(alone), max(alone)],
             "of_ceiling": sum(ideal.values()) / seconds,
-            "memory_bandwidth_share": 1e9 * total.gigabytes_with_patcher(bits=32) / seconds / speed,
             **{f"seconds_{part}": spent / n for part, spent in ideal.items()},
         }
         rows.append(row)

@@ -83,12 +83,6 @@ def choose_device(name):
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def memory_bandwidth(device, size=1 << 28):
-    """Bytes a second that a sum over float32 numbers reads, measured."""
-    x = torch.zeros(size // 4, device=device)
-    return size / median_seconds(lambda: x.sum().item(), 5)
-
-
 def keep_memory():
     """Let glibc keep freed buffers: on a CPU fresh pages cost a sixth of a training step's time."""
     if sys.platform == "linux":

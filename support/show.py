@@ -181,7 +181,7 @@ name s mode, setting | agreement .0% agrees | output_bits_per_byte .2f bits/B |
 distinct_4grams .0% 4-grams | acceptance .0% accepted | decoder_nfes .0f dec |
 encoder_global_nfes .0f enc+glob | entropy_nfes .0f patcher | bandwidth_gb .2f GB |
 decrease .0% saved | bytes_per_second .0f bytes/s | ratio .2f x blt | spread s least-most |
-of_ceiling .2f of ceiling | memory_bandwidth_share .0% of memory speed
+of_ceiling .2f of ceiling
 """
 
 
