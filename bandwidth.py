@@ -14,7 +14,7 @@ from collections import Counter
 from tqdm import tqdm
 
 from data import default_corpus, encode
-from diffusion import SIZES, check_block_size
+from diffusion import SIZES
 from generate import Generation, Sampling
 from model import load_model
 from speculate import MODES, Drafting, run_mode, size_of_blocks
@@ -22,7 +22,7 @@ from support import checkpoint
 from support.flags import Only, add_sampling
 from support.paper import print_paper, read_paper, recompute
 from support.passes import pass_seconds, settle_threads
-from support.plots import draw_acceptance, draw_tradeoff, to_write
+from support.plots import draw_tradeoff, to_write
 from support.quality import distinct_4grams, output_bits
 from support.show import print_measured
 from support.terminal import BadInput, Parser, print_rows, read_file, run
@@ -87,13 +87,6 @@ def settings_of(model):
     return settings
 
 
-def kept_by_position(counters):
-    """Of all rounds, the share that accepted the first byte of its draft, the second and so on."""
-    lengths, longest = counters.lengths, max(counters.lengths, default=0)
-    kept = [sum(n for size, n in lengths.items() if size >= j) for j in range(1, longest + 1)]
-    return [rounds / counters.rounds for rounds in kept]
-
-
 # Sums of Generation.cost that a row of `compare` gives for one generation
 COSTS = ("decoder_nfes", "encoder_global_nfes", "entropy_nfes", "bandwidth_gb")
 
@@ -118,9 +111,8 @@ def compare(model, patcher, prompts, settings, made):
     """What `measure` made of each setting beside the first, which is plain BLT -> (rows, times).
 
     rows: dicts, in which sums are given a generation; times: PassSeconds. agreement: bytes that
-    plain BLT's output has at the same place; lossless: plain BLT's distribution; kept_by_position:
-    the share of rounds that accept so many bytes; ratio_spread: least and most over the prompts;
-    of_ceiling: the speed reached over what single passes allow at the run's own counts.
+    plain BLT's output has at the same place; lossless: plain BLT's distribution; ratio_spread:
+    least and most over the prompts; of_ceiling: the speed reached over what single passes allow.
     """
     counts = [
         size_of_blocks(model, drafting) if MODES[mode].fills_blocks else drafting.draft_size
@@ -149,7 +141,6 @@ def compare(model, patcher, prompts, settings, made):
             "mean_patch": c.bytes_advanced / max(1, c.patches_closed),
             "acceptance": total.acceptance,
             "lossless": mode == "blt" or MODES[mode].verified,
-            "kept_by_position": kept_by_position(c),
             **{key: total.cost()[key] / n for key in COSTS},
             "decrease": 1 - total.gigabytes() / max(1e-12, baseline.gigabytes()),
             "bytes_per_second": total.bytes_per_second,
@@ -183,9 +174,7 @@ def options_from(argv):
     add("--prompts", metavar="FILE", help="one a line (default: eight held-out places)")
     add_sampling(Only(parser, "bytes temperature top-p seed"))
     add("--json", action="store_true", help="one JSON object a row and nothing else")
-    picture = {"metavar": "FILE", "type": to_write(".png", ".svg")}
-    either("--plot", **picture, help="draw quality against cost, PNG or SVG")
-    either("--plot-acceptance", **picture, help="draw which drafted bytes BLT-DV keeps")
+    either("--plot", metavar="FILE", type=to_write(".png", ".svg"), help="draw quality and cost")
     return parser.parse_args(argv)
 
 
@@ -196,8 +185,6 @@ def main(argv=None):
         rows = recompute(read_paper())
     else:
         model, patcher = load_model(checkpoint.find(options.checkpoint))
-        if options.plot_acceptance:
-            check_block_size(model, model.config.block_size)
         settle_threads(model, patcher)
         o, prompts, settings = options, read_prompts(options.prompts), settings_of(model)
         sampling_of = functools.partial(Sampling, o.temperature, o.top_p, True, o.seed)
@@ -207,8 +194,6 @@ def main(argv=None):
         how = f"{len(prompts)} prompts, {o.bytes} bytes each, {drawn}"
         if options.plot:
             draw_tradeoff(options.plot, rows, how)
-        if options.plot_acceptance:
-            draw_acceptance(options.plot_acceptance, rows, model.config.block_size, how)
     if options.json:
         print_rows(rows)
     elif options.paper:

@@ -14,10 +14,13 @@ import os
 import sys
 import sysconfig
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import itemgetter
 
 import torch
+from tqdm import tqdm
 
-from support.terminal import BadInput, Parser, read_file, run, visible
+from support.terminal import BadInput, FileText, Parser, read_file, run, visible
 
 # The official vocabulary leaves id 3 unused; MASK takes it, so that official weights keep their
 # shapes. Byte b is id b + OFFSET.
@@ -32,6 +35,8 @@ NOT_IN_CORPUS = {
     *("turtledemo", "encodings", "lib2to3", "distutils", "msilib", "__pycache__", "topics.py"),
 }
 VALIDATION_SHARE = 0.05
+VALIDATION_BYTES = 1 << 22  # of what is held out more is not looked at
+IN_MEMORY = 1 << 28  # bytes of a corpus; what comes behind them is read where it is needed
 
 
 def encode(data):
@@ -44,12 +49,16 @@ def decode(ids):
     return bytes(i - OFFSET for i in ids if i >= OFFSET)
 
 
-def document_ids(data):
-    """The bytes of one document -> ids (N,) int16: BOS + bytes + EOS."""
-    ids = torch.empty(len(data) + 2, dtype=torch.int16)
-    ids[0], ids[-1] = BOS, EOS
-    if data:
-        ids[1:-1] = torch.frombuffer(bytearray(data), dtype=torch.uint8).short() + OFFSET
+def document_ids(data, start=0, stop=None):
+    """The bytes of one document -> ids BOS + bytes + EOS, or start..stop-1 of them, int16."""
+    stop = len(data) + 2 if stop is None else stop
+    ids = torch.full((stop - start,), BOS, dtype=torch.int16)
+    if text := bytes(data[max(0, start - 1) : stop - 1]):
+        first = int(start == 0)
+        text = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        ids[first : first + len(text)] = text.short() + OFFSET
+    if stop == len(data) + 2:
+        ids[-1] = EOS
     return ids
 
 
@@ -60,7 +69,7 @@ def document_ids(data):
 class Corpus:
     """Named documents and what identifies them."""
 
-    documents: list = field(repr=False)  # of (name, bytes), sorted by name
+    documents: list = field(repr=False)  # of (name, bytes or FileText), sorted by name
     origin: str = ""
 
     @property
@@ -73,7 +82,9 @@ class Corpus:
         """Hash over names and contents: runs that print the same one trained on the same bytes."""
         digest = hashlib.sha256()
         for name, data in self.documents:
-            digest.update(name_bytes(name) + b"\0" + len(data).to_bytes(8, "little") + data)
+            digest.update(name_bytes(name) + b"\0" + len(data).to_bytes(8, "little"))
+            for start in tqdm(range(0, len(data), 1 << 20), "hashing", leave=False, delay=2):
+                digest.update(bytes(data[start : start + (1 << 20)]))
         return digest.hexdigest()
 
     def describe(self):
@@ -82,7 +93,7 @@ class Corpus:
         return f"{self.origin}: {size}, sha256 {self.sha256[:16]}"
 
     def split(self):
-        """-> (train, validation), lists of bytes.
+        """-> (train, validation), lists of bytes or FileTexts; of validation some is enough.
 
         A hash of its name decides for each document (95/5). Where that leaves either side without
         its share (few documents), the last 5 % of each document is held out instead.
@@ -94,7 +105,9 @@ class Corpus:
         if not VALIDATION_SHARE / 2 <= share <= VALIDATION_SHARE * 4:
             cuts = [(data, max(1, int(len(data) * VALIDATION_SHARE))) for _, data in self.documents]
             train, held_out = [d[:-n] for d, n in cuts], [d[-n:] for d, n in cuts]
-        return [d for d in train if d], [d for d in held_out if d]
+        before = accumulate(map(len, held_out), initial=0)
+        held_out = [d[: max(0, VALIDATION_BYTES - n)] for d, n in zip(held_out, before)]
+        return [d for d in train if len(d)], [d for d in held_out if len(d)]
 
 
 def name_bytes(name):
@@ -134,13 +147,18 @@ def documents_below(path, leave_out=(), ending=""):
 
     if not os.path.exists(path):
         raise BadInput(f"no such file or folder: {path}")
-    found, documents = [path], []
+    found, documents, size = [path], [], 0
     for folder, subfolders, names in os.walk(path):
         subfolders[:] = kept(subfolders)
         found += [os.path.join(folder, name) for name in kept(names) if name.endswith(ending)]
     top = path if os.path.isdir(path) else os.path.dirname(path)
     for whole in filter(os.path.isfile, found):
-        if data := read_file(whole, "the text"):
+        about = os.stat(whole)
+        size += about.st_size
+        data = FileText(whole, 0, about.st_size, about.st_mtime_ns)
+        if size <= IN_MEMORY:
+            data = read_file(whole, "the text")
+        if len(data):
             documents.append((os.path.relpath(whole, top).replace(os.sep, "/"), data))
     return documents
 
@@ -153,7 +171,7 @@ def corpus_of(paths):
     if paths is None:
         return default_corpus()
     documents = [document for path in paths for document in documents_below(path)]
-    corpus = Corpus(sorted(documents), ", ".join(map(str, paths)))
+    corpus = Corpus(sorted(documents, key=itemgetter(0)), ", ".join(map(str, paths)))
     if corpus.size < 2:
         found = f"{corpus.size} bytes; give files with text in them"
         raise BadInput(f"nothing to train on in {corpus.origin}: {found}")
@@ -171,9 +189,10 @@ class Crops:
     """
 
     def __init__(self, ids, closes, length, seed):
-        """ids (total,) packed documents, closes (total,) where their patches close.
+        """ids (total,) packed documents, closes (total,) where their patches close, or None.
 
-        length: positions predicted in a crop. Raises BadInput for less text than two crops.
+        Both may be anything with slices. length: positions predicted in a crop. Raises BadInput for
+        less text than two crops.
         """
         self.ids, self.closes, self.length, self.seed = ids, closes, length, seed
         self.per_epoch = (len(ids) - 1) // length - 1  # one less than fits leaves room for a phase
@@ -187,17 +206,19 @@ class Crops:
         epoch, place = divmod(index, self.per_epoch)
         if self.epoch != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self.permutation = torch.randperm(self.per_epoch, generator=generator).tolist()
+            self.permutation = torch.randperm(self.per_epoch, generator=generator)
             self.phase = int(torch.randint(self.length, (), generator=generator))
             self.epoch = epoch
-        return self.permutation[place] * self.length + self.phase
+        return int(self.permutation[place]) * self.length + self.phase
 
     def batch(self, first, size):
         """Crops first..first + size - 1 -> ids (B, N + 1) int64 and closes (B, N) bool."""
         starts = [self.start(first + i) for i in range(size)]
         # (B, N + 1) and (B, N)
         ids = torch.stack([self.ids[s : s + self.length + 1] for s in starts]).long()
-        closes = torch.stack([self.closes[s : s + self.length] for s in starts])
+        closes = torch.zeros(size, self.length, dtype=torch.bool)
+        if self.closes is not None:
+            closes = torch.stack([self.closes[s : s + self.length] for s in starts])
         closes[:, 0] = True  # a crop's first byte closes its own patch, as BOS does
         return ids, closes
 

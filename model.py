@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data import VOCAB
-from layers import ChainedHead, CrossAttention, PackedView, Stack, WholeView, rotary, sees
+from layers import ChainedHead, CrossAttention, PackedView, Stack, WholeView, mask_of, rotary, sees
 from patcher import PatcherConfig, patcher_from
 from support import checkpoint
 from support.lean import make_lean
@@ -304,9 +304,13 @@ class BLT(nn.Module):
         starts = torch.cat([torch.full_like(clean, -1), blocks.starts], 1)
         positions = torch.cat([clean, blocks.positions], 1)
         ids = torch.cat([ids, blocks.ids], 1)
+
+        def rule(b, h, query, key):
+            of_query, of_key = ((positions[b, i], starts[b, i]) for i in (N + query, key))
+            return sees(*of_query, *of_key, c.window)
+
         # (B, 1, P, N + P)
-        query, query_start = blocks.positions[..., None], blocks.starts[..., None]
-        mask = sees(query, query_start, positions[:, None], starts[:, None], c.window)[:, None]
+        mask = mask_of(rule, B, blocks.ids.shape[1], ids.shape[1], ids.device)
         view = WholeView(rotary(positions, head_width, c.rope_base, like.dtype), mask)
         return self.decoder(ids, keys, reads, view)
 

@@ -21,9 +21,8 @@ from torch import nn
 from data import BOS, EOS, OFFSET, VOCAB, encode
 from layers import Cache, Stack, WholeView, causal
 from support import checkpoint
-from support.plots import to_write
 from support.show import show_patching
-from support.terminal import BadInput, Parser, number, progress, read_file, run
+from support.terminal import BadInput, Parser, number, read_file, run
 
 NEWLINE = OFFSET + 10
 
@@ -200,6 +199,25 @@ class Patcher(nn.Module):
         """ids (N,) of one document, BOS first -> closes (N,) bool. Rows of a batch never meet."""
         return fill_patches(self.signals(ids, self.entropies(ids)), self.config.max_patch)
 
+    @torch.no_grad()
+    def closes_between(self, read, start, stop, device="cpu", back=1 << 14):
+        """As closes, of positions start..stop-1 of a long document; read(start, stop) -> its ids.
+
+        Patches are counted off from the last signal, looked for in `back` positions, then in more.
+        """
+        stride, lead = self.config.kind == "stride", self.model.receptive_field + 1
+        while True:
+            first = max(0, start - lead - back)
+            if stride:  # without signals
+                first = start - start % self.config.max_patch
+            ids = read(first, stop).to(device)
+            signals = self.signals(ids, self.entropies(ids))
+            # The first of them did not have all that stands in front
+            skip = lead if first and not stride else 0
+            if skip == 0 or signals[skip : start - first].any():
+                return fill_patches(signals[skip:], self.config.max_patch)[start - first - skip :]
+            back *= 2
+
 
 def is_space(ids):
     """True for bytes that separate words: ASCII other than letters, digits and underscore."""
@@ -258,17 +276,6 @@ def patcher_from(saved):
     return checkpoint.build(Patcher, config, saved, "patcher")
 
 
-@torch.no_grad()
-def find_patches(patcher, documents, device="cpu"):
-    """Where the patches of whole documents close: list of ids (N,) -> list of closes (N,) bool."""
-    closes = []
-    with progress("patching", sum(map(len, documents))) as bar:
-        for ids in documents:
-            closes.append(patcher.closes(ids.to(device)).cpu())
-            bar.update(len(ids))
-    return closes
-
-
 # ---- run: a text in its patches
 
 
@@ -282,8 +289,6 @@ def options_from(argv):
     help_ = "nats; default: the checkpoint's, for another --kind what makes patches of 4 bytes here"
     parser.add_argument("--threshold", type=number(float, -100, 100), help=help_)
     parser.add_argument("--max-patch", type=number(int, 1, 1 << 20), help="another limit in bytes")
-    help_ = "draw the first 64 bytes too, PNG or SVG"
-    parser.add_argument("--plot", metavar="FILE", type=to_write(".png", ".svg"), help=help_)
     return parser.parse_args(argv)
 
 
@@ -303,7 +308,7 @@ def main(argv=None):
         # A threshold of entropies says nothing about their differences.
         calibrate(patcher, [ids])
     entropies = patcher.entropies(ids).tolist() if patcher.needs_entropy else None
-    show_patching(data, patcher.closes(ids).tolist(), entropies, patcher.config, options.plot)
+    show_patching(data, patcher.closes(ids).tolist(), entropies, patcher.config)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ uninterrupted run does. Read it from `main` at the end: where the run comes from
 model, the patches, the model, what it can do.
 """
 
-import copy
 import math
 import sys
 import time
@@ -20,16 +19,19 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
-from data import Crops, decode, document_ids, encode
+from data import Crops, document_ids
 from diffusion import chain_loss, diffusion_loss, make_blocks
-from generate import Sampling, bits_per_byte, generate, next_byte_loss
+from generate import bits_per_byte, next_byte_loss
+from layers import Layer
 from model import PRESETS
-from patcher import calibrate, find_patches, mean_patch
+from patcher import calibrate
+from support import distributed
+from support.boundaries import Packed
 from support.machine import keep_memory
 from support.optim import learning_rate, make_optimizer
 from support.presets import TrainingSettings
-from support.quality import masked_accuracy
-from support.runs import PARSER, begin, save
+from support.quality import masked_accuracy, written
+from support.runs import PARSER, begin, boundaries_of, save, whole_model
 from support.terminal import BadInput, Interrupt, progress, visible
 from support.terminal import run as run_script
 
@@ -46,11 +48,10 @@ class Task:
 
     name: str
     model: torch.nn.Module
+    # A distributed.Loss: (ids, closes, generators, share of the run that is done) -> (loss, nats a
+    # byte); nats of clean bytes are what the bar shows.
+    loss: Callable
     crops: Crops
-    # (model, ids, closes, generators, share of the run that is done) -> (loss, nats a byte).
-    # A function of the model, so that steps can be timed on a copy of it; nats of clean bytes
-    # are what the bar shows.
-    loss_of: Callable
     settings: TrainingSettings
     # Of the arithmetic; weights, gradients and the optimiser stay float32.
     dtype: torch.dtype
@@ -63,7 +64,7 @@ def patcher_loss(model, ids, closes, generators, done):
 
 
 def model_loss(recipe):
-    """BLT's loss, as Task.loss_of: next bytes, and once blocks join, hidden cells too.
+    """BLT's loss, as patcher_loss: next bytes, and once blocks join, hidden cells too.
 
     Blocks join late because next bytes are learned faster alone, and a model that can read learns
     to fill gaps faster (Fast BLT §3.2 has them from the start: recipe "paper"). A chained head
@@ -82,25 +83,28 @@ def model_loss(recipe):
 
 
 def train_step(task, optimizer, step, done):
-    """One step of the optimiser over settings.accumulate batches -> bits a byte.
+    """One step of the optimiser over settings.accumulate batches -> bits a byte of this process.
 
     done: share of the run behind it. Raises BadInput when a loss or gradient is not finite, before
     it can reach the weights.
     """
     s, model = task.settings, task.model
     device = next(model.parameters()).device
-    # The position in the data follows from the step, so nothing else needs to be kept of it.
-    nats, first = 0.0, step * s.batch * s.accumulate
+    # The position in the data follows from the step, so nothing else needs to be kept of it. Each
+    # process takes its share of every batch.
+    nats, share = 0.0, s.batch // distributed.processes()
+    first = step * s.batch * s.accumulate + distributed.rank() * share
     for part in range(s.accumulate):
         index = first + part * s.batch
-        ids, closes = (x.to(device) for x in task.crops.batch(index, s.batch))
-        with torch.autocast(device.type, task.dtype, enabled=task.dtype != torch.float32):
-            generators = task.crops.generators(index, s.batch)
-            loss, clean = task.loss_of(model, ids, closes, generators, done)
-        (loss / s.accumulate).backward()
+        ids, closes = (x.to(device) for x in task.crops.batch(index, share))
+        generators = task.crops.generators(index, share)
+        with distributed.gradients_meet(task.loss, last=part == s.accumulate - 1):
+            with torch.autocast(device.type, task.dtype, enabled=task.dtype != torch.float32):
+                loss, clean = task.loss(ids, closes, generators, done)
+            (loss / s.accumulate).backward()
         nats += clean.item() / s.accumulate
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip)
-    if not math.isfinite(nats) or not torch.isfinite(norm):
+    norm = distributed.clip_gradients(model, s.clip)
+    if not math.isfinite(norm):  # where a loss is not, its gradient is not
         where, advice = f"step {step} of the {task.name}", "try a lower --lr"
         kept = "the checkpoint written last is kept"
         raise BadInput(f"the loss or its gradient is not finite at {where}: {advice}; {kept}")
@@ -113,25 +117,24 @@ def train_step(task, optimizer, step, done):
 
 
 def count_steps(task, seconds, after=1.0):
-    """How many steps fit into `seconds`, timed on a copy of the model and its optimiser.
+    """How many steps fit into `seconds`, timed with an optimiser that changes nothing.
 
     after: share of the steps before blocks join, which then take longer.
     """
-    # At a rate of zero no trial can diverge, and on a copy none leaves a trace in the run.
     began = time.perf_counter()
-    trial = replace(task, model=copy.deepcopy(task.model))
-    optimizer = make_optimizer(trial.model, replace(task.settings, lr=0.0))
-    mean = 0.0
+    trial = replace(task, settings=replace(task.settings, lr=0.0))
+    optimizer = make_optimizer(trial.model, trial.settings)
+    step_seconds = 0.0
     # Steps before blocks join and after, in proportion
     for share, done in ((after, 0.0), (1 - after, 1.0)):
         times, until = [], time.perf_counter() + TIMED_SHARE * seconds * share
-        while share and (len(times) < 5 or time.perf_counter() < until):
+        while share and distributed.anywhere(len(times) < 5 or time.perf_counter() < until):
             start = time.perf_counter()
             train_step(trial, optimizer, len(times), done)
             times.append(time.perf_counter() - start)
         if share:
-            mean += share * sum(times[2:]) / len(times[2:])  # the first steps warm up
-    return max(1, int((seconds - (time.perf_counter() - began)) / mean))
+            step_seconds += share * sum(times[2:]) / len(times[2:])  # the first steps warm up
+    return distributed.same(max(1, int((seconds - (time.perf_counter() - began)) / step_seconds)))
 
 
 def seconds_left(run, share=1.0):
@@ -173,30 +176,31 @@ def train_stage(run, task, steps, share=1.0, after=1.0, validate=None):
     run.steps = run.steps or steps or count_steps(task, seconds_left(run, share), after)
     optimizer = make_optimizer(task.model, task.settings)
     if run.optimizer:
-        optimizer.load_state_dict(run.optimizer)
+        distributed.load_optimizer(optimizer, run.optimizer)
 
     def after_step():
         if run.step == run.steps:
             return  # what follows the last step saves anyway
-        if interrupt.asked:
+        if distributed.anywhere(interrupt.asked):
             save(run, optimizer, wait=True)
             go_on = f"go on with: python train.py --resume {run.out}"
             tqdm.write(f"saved {run.out} at step {run.step}; {go_on}", file=sys.stderr)
             raise KeyboardInterrupt
-        if time.perf_counter() - run.saved > run.save_every:
+        if distributed.anywhere(time.perf_counter() - run.saved > run.save_every):
             save(run, optimizer)
             if validate:
                 validate()
 
     with Interrupt() as interrupt:
         speed = fit(task, optimizer, run, after_step)
-        save(run, optimizer, wait=interrupt.asked)
-    if interrupt.asked:  # during the last step
+        interrupted = distributed.anywhere(interrupt.asked)
+        save(run, optimizer, wait=interrupted)
+    if interrupted:  # during the last step
         raise KeyboardInterrupt
     return speed
 
 
-def train_patcher(run, train, held_out):
+def train_patcher(run, text, held_out):
     """The entropy model, and the threshold that gives held-out text patches of --patch-size bytes.
 
     Its arithmetic stays float32: rounded entropies would move boundaries.
@@ -204,11 +208,12 @@ def train_patcher(run, train, held_out):
     if run.patcher.needs_entropy:
         settings = PRESETS[run.asked["preset"]].patcher_training
         settings = settings.trained_by(run.asked["optimizer"])
-        ids = torch.cat(train)
-        nowhere = torch.zeros(len(ids), dtype=torch.bool)  # there are no patches yet
-        crops = Crops(ids, nowhere, settings.length, run.asked["seed"])
+        # All take alike, in small batches a little more
+        settings.batch += -settings.batch % distributed.processes()
+        crops = Crops(text, None, settings.length, run.asked["seed"])  # there are no patches yet
         entropy_model = run.patcher.model
-        task = Task("patcher", entropy_model, crops, patcher_loss, settings, torch.float32)
+        loss = distributed.spread(entropy_model, patcher_loss)
+        task = Task("patcher", entropy_model, loss, crops, settings, torch.float32)
         steps = run.asked["steps"] and max(1, run.asked["steps"] // 2)
         train_stage(run, task, steps, PATCHER_SHARE)
     # Calibrated on text that the entropy model has not seen, as all text will be.
@@ -218,26 +223,33 @@ def train_patcher(run, train, held_out):
     save(run)
 
 
-def train_model(run, ids, closes, held_out):
-    """BLT or BLT-D on packed documents: ids, closes (total,) -> fills run.model and run.results.
+def train_model(run, text, closes, held_out):
+    """BLT or BLT-D on packed documents: text, closes (total,) -> fills run.model and run.results.
 
     held_out: list of ids; some of it is looked at while training.
     """
     sizes = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in run.model.sizes().items())
     print(f"model: {sizes}; {run.dtype} on {run.device}, {run.settings.optimizer}")
     s, recipe = run.settings, run.recipe
-    crops, loss_of = Crops(ids, closes, s.length, run.asked["seed"]), model_loss(recipe)
+    crops = Crops(text, closes, s.length, run.asked["seed"])
     if recipe.chain_only:
         run.model.requires_grad_(False)
         run.model.decoder.chain.requires_grad_(True)
-    task = Task("model", run.model, crops, loss_of, s, run.dtype)
+    if run.recompute:
+        distributed.recompute(run.model, Layer)
+    kind, idle = Layer if run.shard else None, recipe.chain_width > 0  # until blocks join
+    loss = distributed.spread(run.model, model_loss(recipe), kind, idle)
+    task = Task("model", run.model, loss, crops, s, run.dtype)
     peek = [d[:2048] for d in held_out[:16]]
 
     def validate():
-        bits = bits_per_byte(run.model, run.patcher, peek)
+        model = whole_model(run)
+        if distributed.rank():
+            return
+        bits = bits_per_byte(model, run.patcher, peek)
         run.results.setdefault("log", []).append((run.step, round(run.seconds), round(bits, 4)))
         on = f"on {sum(map(len, peek)):,} held-out bytes"
-        said = visible(written(run, 60))
+        said = visible(written(model, run.patcher, 60))
         tqdm.write(f"step {run.step}: {bits:.3f} bits/byte {on}, sample: {said}", file=sys.stderr)
 
     after = recipe.after if recipe.block_size else 1.0
@@ -247,19 +259,14 @@ def train_model(run, ids, closes, held_out):
     print(f"trained {run.step} steps on {trained:,} bytes at {speed:,.0f} bytes/s")
 
 
-def written(run, length, prompt=b"def "):
-    """What the model writes behind a prompt, as bytes; sampled, as greedy text loops."""
-    sampling = Sampling(temperature=0.8, top_p=0.95)
-    made = generate(run.model, run.patcher, encode(prompt), length, sampling=sampling)
-    return prompt + decode(made.ids)
-
-
 def finish(run, held_out):
     """Validate on the whole held-out text, save, show a sample.
 
     Bits per byte count every byte once, with all of its document before it, as generation sees it.
     """
-    total, K = sum(map(len, held_out)), run.recipe.block_size
+    total, K, run.model = sum(map(len, held_out)), run.recipe.block_size, whole_model(run)
+    if distributed.rank():
+        return
     with progress("validation", total) as bar:
         bits = bits_per_byte(run.model, run.patcher, held_out, bar.update)
     run.results["validation_bits_per_byte"] = bits
@@ -271,7 +278,7 @@ def finish(run, held_out):
         right = "right by position in the block: " + " ".join(f"{x:.0%}" for x in accuracy)
         print(f"wholly masked blocks of {K}: {masked_bits:.3f} bits per byte, {right}")
     save(run, wait=True)
-    print(f"\n{written(run, 200).decode('utf-8', 'replace')}\n")
+    print(f"\n{written(run.model, run.patcher, 200).decode('utf-8', 'replace')}\n")
     print(f"{run.seconds / 60:.1f} minutes; wrote {run.out}")
 
 
@@ -282,23 +289,26 @@ def options_from(argv):
 def main(argv=None):
     """All of a training, in the order in which it happens."""
     keep_memory()
-    options = options_from(argv)
-    run = begin(options)
-    run.save_every = options.save_every  # of this process, and no part of the run
+    o = options_from(argv)
+    run = begin(o)
+    # Of these processes, and no part of the run
+    run.save_every, run.shard, run.recompute = o.save_every, o.shard, o.recompute
     print(run.corpus.describe())
-    train, held_out = ([document_ids(d) for d in part] for part in run.corpus.split())
+    train, held_out = run.corpus.split()
     if not train or not held_out:
         size = run.corpus.size
         raise BadInput(f"the corpus is too small to train on and to validate with: {size} bytes")
-    Crops(range(sum(map(len, train))), None, run.settings.length, 0)  # too little is refused now
+    text, held_out = Packed(train), [document_ids(data) for data in held_out]
+    Crops(text, None, run.settings.length, 0)  # too little is refused now
+    boundaries_of(run, text).is_begun()  # and a file in its way
     if run.stage == "patcher":
-        train_patcher(run, train, held_out)
-    closes = find_patches(run.patcher, train, run.device)
-    run.results["mean_patch_train"] = mean_patch(closes)
+        train_patcher(run, text, held_out)
+    closes = boundaries_of(run, text).find(run.patcher, run.device)
+    run.results["mean_patch_train"] = closes.mean_patch()
     c, r = run.patcher.config, run.results
     means = f"{r['mean_patch_held_out']:.2f} bytes held out, {r['mean_patch_train']:.2f} trained"
     print(f"{c.kind} patcher: θ {c.threshold:.4f} nats, mean patch {means}")
-    train_model(run, torch.cat(train), torch.cat(closes), held_out)
+    train_model(run, text, closes, held_out)
     finish(run, held_out)
 
 

@@ -1,7 +1,6 @@
-"""Speed: a cached Stream beside its slow twin, which computes the prefix anew, in one run.
+"""Speed: a Stream beside transformers' BLT, whose own cache does not work, of the same weights.
 
-    python -m scripts.benchmark              # our model, with caches and without
-    python -m scripts.benchmark --official   # transformers' BLT without, ours of it with
+    python -m scripts.benchmark
 
 No test is timed; this is what is.
 """
@@ -14,12 +13,11 @@ from pathlib import Path
 import torch
 
 from data import BOS, default_corpus, encode
-from generate import generate_uncached
 from model import load_model
 from patcher import calibrate
 from scripts import convert
 from stream import Stream
-from support import checkpoint, machine
+from support import machine
 from support.terminal import Parser, package, run, table_of
 
 STREAM_COLUMNS = """
@@ -52,7 +50,7 @@ def stream_against_prefix(model, patcher, anew, contexts, bytes_each=128):
 
 def official(text):
     """-> a random BLT of transformers with patches of 4.5 bytes in text (ids), and ours of it."""
-    transformers = package("transformers", "scripts.benchmark --official")
+    transformers = package("transformers", "scripts.benchmark")
     sizes = json.loads(Path(__file__).with_name("official.json").read_text())
     theirs = transformers.BltForCausalLM(transformers.BltConfig(**sizes)).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -66,30 +64,20 @@ def official(text):
 
 def options_from(argv):
     parser = Parser(prog="scripts.benchmark", description="What caches save, on this machine.")
-    add = parser.add_argument
-    add("--checkpoint", help="whose Stream (default: the newest model there is)")
-    add("--official", action="store_true", help="small random official weights instead")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
-    """Print what caches save at growing contexts, over the same model without or transformers'."""
-    options = options_from(argv)
-    if options.official:
-        theirs, model, patcher = official(text_ids(2500))
-        contexts = (64, 256, 512, 1024, 2048)
-    else:
-        model, patcher = load_model(checkpoint.find(options.checkpoint))
-        contexts = (512, 2048, 8192)
+    """Print what caches save at growing contexts."""
+    options_from(argv)
+    theirs, model, patcher = official(text_ids(2500))
 
     def anew(ids):
-        if options.official:
-            theirs(torch.tensor([ids]), use_cache=False)
-        else:
-            generate_uncached(model, patcher, ids[1:], 1)
+        theirs(torch.tensor([ids]), use_cache=False)
 
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(table_of(stream_against_prefix(model, patcher, anew, contexts), STREAM_COLUMNS))
+    rows = stream_against_prefix(model, patcher, anew, (64, 256, 512, 1024, 2048))
+    print(table_of(rows, STREAM_COLUMNS))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A race: one real generation of every mode on the same prompt, replayed side by side.
 
-    python -m scripts.race --prompt "def " --out race.html   # one page that needs nothing else
-    python -m scripts.race --prompt "def " --gif race.gif    # the same, filmed by a browser
+    python -m scripts.race --prompt "def " --out race.html
 
 How fast a mode is, is measured without watching it, all modes in turn. What it did and when is
 recorded in a run of its own, whose times are then stretched to the measured ones. race.html beside
@@ -10,15 +9,11 @@ this file draws all that moves from what is recorded here.
 
 import json
 import os
-import shutil
 import statistics
-import subprocess
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm import trange
 
 from bandwidth import measure
 from data import BOS, OFFSET, encode
@@ -29,12 +24,10 @@ from stream import Stream
 from support.flags import Only, add_checkpoint, add_mode, add_sampling
 from support.plots import METHODS, to_write
 from support.show import Recorder
-from support.terminal import BadInput, Parser, package, run
+from support.terminal import BadInput, Parser, run
 
 TEMPLATE = Path(__file__).with_name("race.html")
 REPEATS = 9  # timed generations of each mode; the median counts
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-FRAMES, SIZE = 72, (1240, 790)  # of the animation, pixels
 
 
 def record(mode, model, patcher, prompt, options, seconds=None):
@@ -88,43 +81,18 @@ def write_page(path, race):
     Path(path).write_text(page, encoding="utf-8")
 
 
-def film(path, race):
-    """Photograph the page at FRAMES moments, the share of the way behind its #, as an animation."""
-    image, width, height = package("PIL.Image", "an animation"), *SIZE
-    with tempfile.TemporaryDirectory(prefix="race-") as folder:
-        page, frames = Path(folder) / "race.html", []
-        write_page(page, race)
-        browser = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        browser += [f"--window-size={width},{height}", f"--user-data-dir={folder}/own"]
-        for frame in trange(FRAMES + 1, desc="frames", leave=False):
-            shot, moment = f"{folder}/{frame}.png", f"{page.as_uri()}#{frame / FRAMES}"
-            subprocess.run([*browser, f"--screenshot={shot}", moment], capture_output=True)
-            with image.open(shot) as picture:  # there is none where the browser failed
-                frames.append(picture.convert("RGB"))
-    # One palette for all, so that only what moves is stored, which has the rare colours too
-    palette = frames[FRAMES // 2].quantize(240, image.Quantize.MAXCOVERAGE)
-    frames = [frame.quantize(palette=palette, dither=0) for frame in frames]
-    how = {"append_images": frames[1:], "duration": [120] * FRAMES + [4000], "loop": 0}
-    frames[0].save(path, save_all=True, **how)
-
-
 def options_from(argv):
     parser = Parser(prog="scripts.race", description="Every mode on one prompt, side by side.")
     add_checkpoint(parser)
     drafting = "draft-size block-size unmask alpha gamma rounds copy"
     add_mode(Only(parser, drafting), MODES, RULES)
     add_sampling(parser, bytes=96)
-    parser.add_argument("--prompt", default="def ", help="text to go on with")
-    add = parser.add_mutually_exclusive_group(required=True).add_argument
-    add("--out", metavar="FILE", type=to_write(".html"), help="page to write")
-    add("--gif", metavar="FILE", type=to_write(".gif"), help="animation to write, by a browser")
+    add = parser.add_argument
+    add("--prompt", default="def ", help="text to go on with")
+    add("--out", metavar="PAGE", type=to_write(".html"), required=True, help="to write")
     options = parser.parse_args(argv)
     if len(os.fsencode(options.prompt)) > 200 or options.bytes > 400:
         raise BadInput("a race shows up to 200 bytes of --prompt and 400 new --bytes")
-    if options.gif and not BROWSER:
-        raise BadInput("--gif films the page in chromium, which is not here: give --out alone")
-    if options.gif:
-        package("PIL.Image", "an animation")
     return options
 
 
@@ -132,8 +100,7 @@ def main(argv=None):
     options = options_from(argv)
     model, patcher = load(options)
     race = run_race(model, patcher, encode(os.fsencode(options.prompt)), options)
-    write, path = (write_page, options.out) if options.out else (film, options.gif)
-    write(path, race)
+    write_page(options.out, race)
     for lane in race["lanes"]:
         new = len(lane["bytes"]) - 1 - race["prompt"]
         print(f"{lane['name']:7} {new} bytes in {lane['seconds']:.3f} s")

@@ -115,12 +115,17 @@ def training_parser(presets, block_sizes, recipes, patchers):
     add("--ngram-table-size", type=COUNT, help="entries of a table, not the preset's")
     add("--optimizer", choices=OPTIMIZERS, help="muon: for hidden matrices; adamw: as the paper")
     add("--lr", type=number(float, 0, 10, above=True), help="its peak, not the preset's")
-    add("--batch", type=number(int, 1, 1 << 16), help="crops in a forward pass")
+    add("--batch", type=number(int, 1, 1 << 16), help="crops in a forward pass of a process")
+    add("--accumulate", type=COUNT, help="forward passes in a step")
     add("--length", type=number(int, 8, 1 << 20), help="bytes in a crop")
     add("--seed", type=number(int, 0, 2**31), help="of weights and of the order of the text")
     add("--dtype", choices=("auto", "float32", "bfloat16"), help="auto, the default, measures")
     add("--device", default="auto", help="cpu, cuda or mps (default: the best there is)")
     add("--out", help=f"to write (default: the one resumed, or {checkpoint.DEFAULT})")
+    help_ = "divide weights and optimiser among the processes of torchrun, a layer at a time"
+    add("--shard", action="store_true", help=help_)
+    help_ = "keep no activations of a layer, but compute them again in the backward pass"
+    add("--recompute", action="store_true", help=help_)
     help_ = "seconds between saves: what a kill or a crash may lose"
     add("--save-every", type=WEIGHT, default=120.0, metavar="SECONDS", help=help_)
     add = parser.add_mutually_exclusive_group().add_argument

@@ -25,8 +25,7 @@ def recompute(rows):
     """Add to each row what follows from its NFEs alone.
 
     gb and decrease (%) by Eq. 8; error against the published GB; explained: whether rounding of
-    half an NFE of each part makes up for it; for BLT-S and BLT-DV one_call_gb and
-    one_call_decrease: with one encoder/global call a round (half the table's, plus one).
+    half an NFE of each part makes up for it.
     """
     plain = {}
     for r in rows:
@@ -37,19 +36,13 @@ def recompute(rows):
         r["decrease"] = 100 * (1 - r["gb"] / baseline)
         r["error"] = r["gb"] / r["bandwidth_gb"] - 1
         r["explained"] = abs(r["gb"] - r["bandwidth_gb"]) <= gigabytes(0.5, 0.5, *sizes) + 0.005
-        r["one_call_gb"] = r["one_call_decrease"] = None
-        if r["method"] in ("BLT-S", "BLT-DV"):
-            calls = r["encoder_global_nfes"] / 2 + 1
-            r["one_call_gb"] = gigabytes(r["decoder_nfes"], calls, *sizes)
-            r["one_call_decrease"] = 100 * (1 - r["one_call_gb"] / baseline)
     return rows
 
 
 COLUMNS = """
 name s size task method K setting | decoder_nfes .0f dec | encoder_global_nfes .0f enc+glob |
 bandwidth_gb .2f GB published | gb .2f Eq. 8 | error .1f error % |
-decrease_percent .1f saved % published | decrease .1f Eq. 8 % |
-one_call_gb .2f one call: GB | one_call_decrease .1f saved %
+decrease_percent .1f saved % published | decrease .1f Eq. 8 %
 """
 
 

@@ -1,4 +1,4 @@
-"""Pictures by matplotlib: what quality costs, which drafted bytes are kept, patches, masks.
+"""Pictures by matplotlib: what quality costs, and the mask of blocks.
 
 Colours are Okabe and Ito's, which colour-blind people tell apart.
 """
@@ -7,7 +7,7 @@ import argparse
 import statistics
 from itertools import accumulate
 
-from support.terminal import check_writable, package, visible
+from support.terminal import check_writable, package
 
 BLUE, ORANGE, GREEN, RED, BLANK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#ECECEC"
 METHODS = {"blt": "BLT", "blts": "BLT-S", "bltd": "BLT-D", "bltdv": "BLT-DV", "lookup": "lookup"}
@@ -107,49 +107,7 @@ def name_marks(axis, marks, left):
         axis.annotate(name, place, end, "data", "axes fraction", line, va="center", **style)
 
 
-def draw_acceptance(path, rows, K, how):
-    """Of the rounds of BLT-DV with whole blocks, those that accept so many bytes and more.
-
-    rows: of bandwidth.compare; K: bytes of a block.
-    """
-    plt, marks = pyplot(), iter("osD^v")
-    figure, axis = plt.subplots(figsize=(8.3, 4), layout="constrained")
-    colours = {"one-step": BLUE, "confidence": GREEN, "chained": RED}
-    for row in rows:
-        size, _, rule = row["setting"].partition(" ")
-        if row["mode"] == "bltdv" and size == f"K={K}" and rule.split()[0] in colours:
-            kept = [100 * share for share in row["kept_by_position"]]
-            style = {"color": colours[rule.split()[0]], "marker": next(marks), "label": rule}
-            axis.plot(range(1, len(kept) + 1), kept, **style)
-    axis.set(xlabel="position in the block, bytes", ylabel="accepted, % of rounds", ylim=(0, None))
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
-    axis.set_title(f"What verification keeps of blocks of {K}; {how}", fontsize=11)
-    save_figure(figure, path)
-
-
-# ---- what patches and blocks are
-
-
-def draw_patching(path, data, closes, entropies, threshold):
-    """The first 64 bytes of a text in their patches, and the entropy before each.
-
-    closes, entropies: as support.show.show_patching has them; threshold: nats, None without one.
-    """
-    plt, places = pyplot(), range(min(64, len(data)))
-    figure, axis = plt.subplots(figsize=(8.3, 2.8), layout="constrained")
-    for i, patch in zip(places, accumulate(map(int, closes))):
-        axis.axvspan(i - 0.5, i + 0.5, color=(BLUE, ORANGE)[patch % 2], alpha=0.3, lw=0)
-        axis.text(i, -0.4, visible(data[i : i + 1]), **MONO)
-    if entropies:
-        axis.plot(places, [entropies[i] for i in places], "o-", color="black", ms=3, lw=1)
-    if threshold is not None:
-        axis.axhline(threshold, color=RED, ls="--")
-        axis.text(len(places) - 0.3, threshold, f"θ = {threshold:.2f}", color=RED, va="center")
-    axis.set(xlim=(-0.5, len(places) - 0.5), xlabel="position, bytes", ylabel="entropy, nats")
-    axis.set_ylim(bottom=-0.8)  # room for the text
-    axis.set_title("Entropy before each byte: above θ a patch opens, as behind a full one")
-    save_figure(figure, path)
+# ---- what blocks are
 
 
 def draw_mask(path, seen, names, groups):

@@ -6,8 +6,8 @@ import os
 import torch
 import torch.nn.functional as F
 
-from data import BOS, MASK
-from generate import Sampling, ban
+from data import BOS, MASK, decode, encode
+from generate import Sampling, ban, generate
 from speculate import MODES
 from stream import Stream
 
@@ -46,6 +46,13 @@ def distinct_4grams(outputs):
     """Share of the 4-grams of several outputs that differ: looping text flatters acceptance."""
     grams = [tuple(ids[i : i + 4]) for ids in outputs for i in range(len(ids) - 3)]
     return len(set(grams)) / max(1, len(grams))
+
+
+def written(model, patcher, length, prompt=b"def "):
+    """What a model writes behind a prompt, as bytes; sampled, as greedy text loops."""
+    sampling = Sampling(temperature=0.8, top_p=0.95)
+    made = generate(model, patcher, encode(prompt), length, sampling=sampling)
+    return prompt + decode(made.ids)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Where a training run comes from, all that it is, and the file it is kept in."""
 
+import hashlib
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -12,6 +13,8 @@ from diffusion import SIZES, check_block_size
 from model import BLT, PRESETS, BLTConfig, model_from
 from patcher import KINDS, Patcher, PatcherConfig, patcher_from
 from support import checkpoint
+from support.boundaries import Boundaries
+from support.distributed import join, processes, rank, same, whole
 from support.flags import refuse_changes, training_parser
 from support.machine import bfloat16_gain, choose_device, choose_dtype
 from support.optim import make_optimizer
@@ -40,6 +43,8 @@ class Run:
     optimizer: dict | None = None  # its state when the run was last saved
     results: dict = field(default_factory=dict)
     save_every: float = 120.0  # seconds
+    shard: bool = False  # the model, among processes
+    recompute: bool = False  # activations, in the backward pass
     began: float = field(default_factory=time.perf_counter)
     saved: float = field(default_factory=time.perf_counter)
 
@@ -79,7 +84,7 @@ def fresh(asked, out, device):
     patcher.model.init_weights()
     shape = {name: asked[name] for name in ("block_size", "chain_width", *SHAPE)}
     model = new_model(replace(preset.model, **shape), asked["seed"])
-    dtype = choose_dtype(asked["dtype"], device)
+    dtype = same(choose_dtype(asked["dtype"], device))
     return Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype)
 
 
@@ -93,7 +98,7 @@ def initialised(asked, out, device, saved):
     if asked["chain_only"]:
         check_block_size(model, asked["block_size"])
     corpus, patcher = corpus_of(asked["data"]), patcher_from(saved)
-    dtype = choose_dtype(asked["dtype"], device)
+    dtype = same(choose_dtype(asked["dtype"], device))
     run = Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype, "model")
     run.results["mean_patch_held_out"] = saved["results"]["mean_patch_held_out"]
     return run
@@ -116,7 +121,7 @@ def resumed(out, device, saved):
         model = model_from(saved)
     else:  # it was still at its patcher
         model = new_model(checkpoint.config_from(BLTConfig, saved, "config"), asked["seed"])
-    patcher, dtype = patcher_from(saved), choose_dtype(saved["dtype"], device)
+    patcher, dtype = patcher_from(saved), same(choose_dtype(saved["dtype"], device))
     run = Run(asked, out, device, corpus, patcher.to(device), model.to(device), dtype)
     run.stage, run.step, run.steps = (saved["progress"][k] for k in ("stage", "step", "steps"))
     run.optimizer, run.results = saved["optimizer"], saved["results"]
@@ -135,20 +140,45 @@ def resumed(out, device, saved):
     return run
 
 
+def whole_model(run):
+    """The run's model with its shards put together, in the first process; None in others."""
+    if not run.shard:
+        return run.model
+    weights = whole(run.model.state_dict())
+    if rank():
+        return None
+    with torch.device("meta"):
+        model = BLT(run.model.config)
+    model.load_state_dict(weights, assign=True)
+    return model.to(run.device)
+
+
+def boundaries_of(run, text):
+    """The Boundaries of a Packed text by the run's patcher, beside its checkpoint."""
+    digest = hashlib.sha256(f"{run.corpus.sha256} {run.patcher.config}".encode())
+    for name, weight in sorted(run.patcher.state_dict().items()):
+        digest.update(name.encode() + weight.cpu().numpy().tobytes())
+    return Boundaries(f"{run.out}.patches", text, digest.hexdigest().encode())
+
+
 def save(run, optimizer=None, wait=False):
     """Everything that --resume and generation need, in one file. optimizer: the one at work.
 
-    Where it can't be written, training goes on until the next save; wait: until it can be.
+    Where it can't be written, training goes on until the next save; wait: until it can be. All
+    processes call it, as each may hold a shard; the first writes.
     """
     corpus, run.saved = run.corpus, time.perf_counter()
     if optimizer:
-        run.optimizer = optimizer.state_dict()
+        run.optimizer = whole(optimizer.state_dict())
+    weights = whole(run.model.state_dict()) if run.stage == "model" else None
+    if rank():
+        return
     contents = {
         "asked": run.asked,
         "config": asdict(run.model.config),
         "patcher_config": asdict(run.patcher.config),
         "patcher": run.patcher.state_dict(),
-        "model": run.model.state_dict() if run.stage == "model" else None,
+        "model": weights,
         "optimizer": run.optimizer,
         "progress": {name: getattr(run, name) for name in ("stage", "step", "steps", "seconds")},
         "rng": torch.get_rng_state(),
@@ -207,13 +237,25 @@ def known_of(saved):
     raise BadInput("this checkpoint has the shape of no preset: its training settings are unknown")
 
 
+def check_shares(asked, shard):
+    """Raises BadInput for what these processes can't share."""
+    if asked["batch"] % processes():
+        problem = f"its batch of {asked['batch']} crops can't be shared by {processes()} processes"
+        raise BadInput(f"{problem}: start as many as divide it")
+    if shard and asked["optimizer"] == "muon":
+        raise BadInput("--shard needs --optimizer adamw: Muon takes whole matrices")
+
+
 def begin(options):
     """The run that the flags ask for."""
-    out, device = options.out or options.resume or checkpoint.DEFAULT, choose_device(options.device)
+    out = options.out or options.resume or checkpoint.DEFAULT
+    device = join(choose_device(options.device), options.shard)
     # Refused now rather than after minutes
     checkpoint.check_target(out, [*(options.data or ()), options.init_from])
-    kept_apart = ("out", "device", "resume", "init_from", "save_every")
+    kept_apart = ("out", "device", "resume", "init_from", "save_every", "shard", "recompute")
     given = {k: v for k, v in vars(options).items() if v is not None and k not in kept_apart}
+    if "batch" in given:  # of one process
+        given["batch"] *= processes()
     if options.resume:
         saved = checkpoint.load(options.resume)
         if "asked" not in saved or "optimizer" not in saved["asked"]:
@@ -221,13 +263,14 @@ def begin(options):
             raise BadInput(f"{options.resume} can't be resumed: {why}")
         why = "can't change on --resume: this run began with"
         refuse_changes(PARSER, given, saved["asked"], why)
+        check_shares(saved["asked"], options.shard)
         try:
             return resumed(out, device, saved)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
             raise checkpoint.damaged(saved, f"{type(problem).__name__} {problem}") from None
     recipe, optimizer = given.get("recipe", "ours"), given.get("optimizer")
-    if not optimizer and bfloat16_gain(device) < 0.5:
-        optimizer = "adamw"  # Muon's products are of bfloat16
+    if not optimizer and (options.shard or same(bfloat16_gain(device)) < 0.5):
+        optimizer = "adamw"  # Muon takes whole matrices, and its products are of bfloat16
     known = {"preset": given.get("preset", "tiny")}
     if options.init_from:
         saved = checkpoint.load(options.init_from)
@@ -240,6 +283,9 @@ def begin(options):
     elif recipe == "chain":
         raise BadInput("--recipe chain adds to a finished model: name it with --init-from")
     asked = {**defaults(known["preset"], recipe, optimizer), **known, **given}
+    if "batch" not in given:
+        asked["batch"] *= processes()
+    check_shares(asked, options.shard)
     asked_of(Recipe, asked)  # a bad one is refused before anything is read
     if options.init_from:
         return initialised(asked, out, device, saved)

@@ -9,7 +9,7 @@ from itertools import accumulate, islice, pairwise
 import torch
 
 from data import decode
-from support.plots import draw_mask, draw_patching
+from support.plots import draw_mask
 from support.terminal import has_colour, paint, show_patches, table, table_of, visible
 
 
@@ -36,18 +36,15 @@ def patches_of(data, closes):
     return [data[start:end] for start, end in pairwise(cuts)]
 
 
-def show_patching(data, closes, entropies, config, plot=None):
+def show_patching(data, closes, entropies, config):
     """Print a text in its patches, the entropy before each byte, and the lengths of patches.
 
     closes, entropies: of BOS and every byte; entropies None if there are none; config: a
-    PatcherConfig; plot: a file to draw it in too.
+    PatcherConfig.
     """
     what, threshold = f"{config.kind} patcher", config.threshold
     if entropies:
         what += f", threshold {threshold:.3f} nats"
-    if plot:
-        compared = config.kind == "entropy"  # with entropies themselves
-        draw_patching(plot, data, closes, entropies, threshold if compared else None)
     patches, rows = patches_of(data, closes), []
     for i, number in zip(range(len(data)), accumulate(map(int, closes))):
         before = f"{entropies[i]:.2f}" if entropies else ""

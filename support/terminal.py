@@ -1,6 +1,7 @@
 """What people look at: colours where there are any, one line for bad input, bytes as text."""
 
 import argparse
+import contextlib
 import importlib
 import io
 import itertools
@@ -10,6 +11,7 @@ import os
 import signal
 import stat
 import sys
+from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
@@ -54,16 +56,29 @@ def run(main, name=None):
         line, code = "interrupted", 130
     except BrokenPipeError:
         code = 141
+    except RuntimeError as problem:  # gloo and NCCL say no more of a process that is gone
+        if "TORCHELASTIC_RUN_ID" not in os.environ or "onnection" not in str(problem):
+            raise
+        line, code = "another process has ended: go on with --resume, from what was saved last", 2
     except OSError as problem:
         line, code = f"can't go on: {problem}", 2
     take_signals(signal.SIG_IGN)  # it ends anyway
-    if line:
+    if line and said_first(str(line)):
         print(f"{name}: {escaped(str(line))}", file=sys.stderr)
     try:
         print(end="", flush=True)
     except OSError:  # or Python would try again at its end, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def said_first(line):
+    """Has no other process that torchrun started with this one said this line?"""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    from torch.distributed import rendezvous
+
+    return next(rendezvous("env://"))[0].add(line, 1) == 1
 
 
 def package(name, what):
@@ -159,7 +174,8 @@ def check_writable(path):
     """Raises BadInput where no file can be written beside, or as, this one; an old one is kept."""
     try:
         open(f"{path}.part", "ab").close()
-        os.remove(f"{path}.part")
+        with contextlib.suppress(FileNotFoundError):  # another process of ours looked too
+            os.remove(f"{path}.part")
     except (OSError, ValueError) as problem:
         why = getattr(problem, "strerror", problem)
         raise BadInput(f"can't write {path}: {why}") from None
@@ -183,10 +199,39 @@ def read_file(path, what):
     return data
 
 
+@dataclass(frozen=True)
+class FileText:
+    """Bytes start..stop-1 of a file too large to hold, as if they were bytes: a slice is another
+    one, `bytes` reads it."""
+
+    path: str
+    start: int
+    stop: int
+    written: int  # when the file was, in nanoseconds
+
+    def __len__(self):
+        return self.stop - self.start
+
+    def __getitem__(self, part):
+        first, last, _ = part.indices(len(self))
+        return replace(self, start=self.start + first, stop=self.start + max(first, last))
+
+    def __bytes__(self):
+        try:
+            with open(self.path, "rb") as file:
+                if os.fstat(file.fileno()).st_mtime_ns != self.written:
+                    raise BadInput(f"{self.path} has changed since it was first read: begin anew")
+                file.seek(self.start)
+                return file.read(len(self))
+        except OSError as problem:
+            raise BadInput(f"can't read the text {self.path}: {problem.strerror}") from None
+
+
 def progress(what, total, done=0):
     """A progress bar over bytes, on stderr; it goes when it is full."""
     options = {"unit": "B", "unit_scale": True, "leave": False, "dynamic_ncols": True}
     often = 0.5 if sys.stderr.isatty() else 20
+    options["disable"] = os.environ.get("RANK", "0") != "0"  # the first of several processes shows
     return tqdm(desc=what, total=total, initial=done, mininterval=often, **options)
 
 
@@ -214,7 +259,8 @@ class Interrupt:
 
     def ask(self, number, _):
         self.asked = self.asked or number
-        if not self.whole:
+        # torchrun passes on what a terminal has sent already
+        if not self.whole and "TORCHELASTIC_RUN_ID" not in os.environ:
             self.__exit__()
 
     def __exit__(self, *_):

@@ -50,23 +50,22 @@ def test_rows_worked_out_by_hand():
     """
     found = {name_of(r): r for r in ROWS}
 
-    def check(name, gb, decrease, one_call_gb=None):
+    def check(name, gb, decrease):
         row = found[name]
         assert row["gb"] == pytest.approx(gb, abs=0.001) != row["bandwidth_gb"]
         assert row["decrease"] == pytest.approx(decrease, abs=0.001)
-        assert row["one_call_gb"] == (one_call_gb and pytest.approx(one_call_gb, abs=0.001))
 
     # 2 x (512 x 0.160 + 250 x 1.299)
     check("1B-fr-en-BLT--autoregressive", 813.34, 0.0)
-    # 2 x (526 x 0.160 + 212 x 1.299), and with 106 + 1 calls
-    check("1B-fr-en-BLT-S--k=4", 719.096, 11.5873, 446.306)
+    # 2 x (526 x 0.160 + 212 x 1.299)
+    check("1B-fr-en-BLT-S--k=4", 719.096, 11.5873)
     # 2 x (184 x 0.160 + 128 x 1.299)
     check("1B-fr-en-BLT-D-4-alpha=0.5", 391.424, 51.8745)
-    # 2 x (80 x 0.160 + 80 x 1.299), and with 40 + 1 calls
-    check("1B-fr-en-BLT-DV-16-one-step", 233.44, 71.2986, 132.118)
-    # 2 x (512 x 0.160 + 308 x 2.846), 2 x (580 x 0.160 + 130 x 2.846), and with 65 + 1 calls
+    # 2 x (80 x 0.160 + 80 x 1.299)
+    check("1B-fr-en-BLT-DV-16-one-step", 233.44, 71.2986)
+    # 2 x (512 x 0.160 + 308 x 2.846), 2 x (580 x 0.160 + 130 x 2.846)
     check("3B-fr-en-BLT--autoregressive", 1916.976, 0.0)
-    check("3B-fr-en-BLT-S--k=8", 925.56, 51.7177, 561.272)
+    check("3B-fr-en-BLT-S--k=8", 925.56, 51.7177)
 
 
 def test_every_row_is_computed_from_its_nfes_read_here():
@@ -79,11 +78,6 @@ def test_every_row_is_computed_from_its_nfes_read_here():
         calls = float(line["encoder_global_nfes"])
         assert name_of(line) == name_of(row)
         assert row["gb"] == pytest.approx(by_hand(size, decoder, calls), rel=1e-9)
-        if line["method"] in ("BLT-S", "BLT-DV"):
-            one_call = by_hand(size, decoder, calls / 2 + 1)
-            assert row["one_call_gb"] == pytest.approx(one_call, rel=1e-9)
-        else:
-            assert row["one_call_gb"] is row["one_call_decrease"] is None
 
 
 def test_falsified_gigabytes_change_no_result_but_the_error():
@@ -92,7 +86,7 @@ def test_falsified_gigabytes_change_no_result_but_the_error():
     for row in lies:
         row["bandwidth_gb"] *= 3
         row["decrease_percent"] = 1.0
-    own = ("gb", "decrease", "one_call_gb", "one_call_decrease")
+    own = ("gb", "decrease")
     for lie, row in zip(recompute(lies), ROWS):
         assert [lie[key] for key in own] == [row[key] for key in own]
         assert lie["error"] == pytest.approx(row["gb"] / (3 * row["bandwidth_gb"]) - 1)
@@ -102,8 +96,6 @@ def test_falsified_gigabytes_change_no_result_but_the_error():
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_every_row_of_the_paper_follows_from_its_nfes(row):
     assert abs(row["error"]) < 0.025
-    if row["one_call_gb"] is not None:
-        assert row["one_call_gb"] < row["gb"]
 
 
 def test_rows_that_rounding_explains_are_told_from_the_others():
@@ -120,7 +112,7 @@ def test_the_papers_tables_are_printed(capsys):
     assert "1B fr-en BLT-S  k=4" in out and "719.45" in out and "719.10" in out
     bandwidth.main(["--paper", "--json"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 223 and json.loads(lines[1])["one_call_gb"] == pytest.approx(446.306)
+    assert len(lines) == 223 and json.loads(lines[1])["gb"] == pytest.approx(719.096)
 
 
 # ---- seconds
@@ -201,7 +193,7 @@ MEASURED = {
     *("acceptance", "decoder_nfes", "encoder_global_nfes", "entropy_nfes", "bandwidth_gb"),
     *("decrease", "bytes_per_second", "ratio", "of_ceiling", "seconds_decoder"),
     *("seconds_encoder_global", "seconds_patcher", "seconds_chain"),
-    *("lossless", "kept_by_position", "ratio_spread"),
+    *("lossless", "ratio_spread"),
 }
 
 

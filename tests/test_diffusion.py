@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import count_passes, make_models, random_ids
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 import diffusion
 from data import BOS, EOS, MASK, PAD, Crops, document_ids
@@ -28,7 +29,7 @@ from diffusion import (
     one_step,
 )
 from generate import Sampling, ban, distribution
-from patcher import find_patches
+from layers import mask_of, sees
 from stream import Stream
 from support.quality import masked_accuracy
 from support.show import Trace
@@ -214,7 +215,7 @@ def test_the_same_crop_in_another_batch_gets_the_same_corruption(recipe):
     """
     _, patcher = make_models(0)
     documents = [document_ids(bytes(random_ids(900, s)[1:] - 4)) for s in range(2)]
-    closes = torch.cat(find_patches(patcher, documents))
+    closes = torch.cat([patcher.closes(ids) for ids in documents])
     recipe = Recipe(4, **RECIPES[recipe])
 
     def blocks_of(first, size, seed=5):
@@ -619,3 +620,53 @@ def test_it_shows_blocks_and_what_they_hide(trained_file, capsys):
     diffusion.main(["--text", "def main():", "--checkpoint", str(trained_file)])
     out = capsys.readouterr().out
     assert "blocks of K = 4" in out and "start 1, t" in out and "░" in out
+
+
+# ---- FlexAttention, which GPUs use
+
+
+@pytest.mark.parametrize("starts", ["any", "patch"])
+@pytest.mark.parametrize("seed", range(2))
+def test_blocks_of_flex_attention_are_the_dense_mask(starts, seed, monkeypatch):
+    """A GPU asks the rule block by block. Here the same, uncompiled, against the dense mask."""
+    model, patcher = make_models(seed, block_size=4)
+    rows = [random_ids(61, seed + i) for i in range(2)]
+    ids, closes = torch.stack(rows), torch.stack([patcher.closes(row) for row in rows])[:, :-1]
+    recipe = Recipe(4, starts=starts, cells_per_byte=2.0)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(2)]
+    blocks = make_blocks(ids, closes, recipe, generators)
+    made = []
+
+    def flexible(rule, B, N, S, device):
+        made.append(create_block_mask(rule, B, None, N, S, device))
+        return made[-1]
+
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        dense = model.last_rows(ids[:, :-1], closes, blocks)
+        monkeypatch.setattr("model.mask_of", flexible)
+        flex = model.last_rows(ids[:, :-1], closes, blocks)
+    assert len(made) == 1 and isinstance(made[0], BlockMask)
+    assert torch.allclose(flex, dense, rtol=1e-9, atol=1e-9) and dense.dtype == torch.float64
+
+
+def test_the_blocks_of_a_mask_need_little_memory():
+    """A dense mask of every patch start grows with the square of the text, FlexAttention's hardly.
+
+    Its rule is asked for 128 x 128 scores at once, and remembered is which of those are needed.
+    """
+    N, K = 512, 8
+    clean, starts = torch.arange(N), torch.arange(4, N - K, 4)
+    positions = torch.cat([clean, (starts[:, None] + torch.arange(K)).flatten()])[None]
+    starts = torch.cat([torch.full((N,), -1), starts.repeat_interleave(K)])[None]
+
+    def rule(b, h, query, key):
+        of_query, of_key = ((positions[b, i], starts[b, i]) for i in (N + query, key))
+        return sees(*of_query, *of_key, 64)
+
+    P, S = positions.shape[1] - N, positions.shape[1]
+    dense = mask_of(rule, 1, P, S, torch.device("cpu"))
+    blocks = create_block_mask(rule, 1, None, P, S, device="cpu")
+    assert dense.shape == (1, 1, P, S) and blocks.shape == (1, 1, P, S)
+    kept = [x for x in blocks.as_tuple() if isinstance(x, torch.Tensor)]
+    assert sum(x.nbytes for x in kept) < dense.nbytes / 100
+    assert blocks.sparsity() > 50

@@ -20,6 +20,7 @@ import train
 from data import BOS, encode
 from generate import Sampling, generate
 from model import load_model
+from patcher import Patcher
 from speculate import MODES, Drafting, run_mode
 from stream import Stream
 from support import checkpoint, runs, terminal
@@ -168,7 +169,7 @@ MOMENTS = {
     "patcher": (train, "patcher_loss", 2),
     "last step of the patcher": (train, "patcher_loss", 4),
     "calibration": (train, "calibrate", 1),
-    "patching": (train, "find_patches", 1),
+    "patching": (Patcher, "closes_between", 1),
     "model": (train, "next_byte_loss", 5),
     "last step": (train, "learning_rate", 12),
     "validation": (train, "bits_per_byte", 1),

@@ -14,7 +14,6 @@ from patcher import (
     calibrate,
     entropy,
     fill_patches,
-    find_patches,
     mean_patch,
     patcher_from,
 )
@@ -124,7 +123,7 @@ def test_no_patch_of_packed_documents_spans_two(kind):
     """Whichever document follows whichever: what is open at its end closes with its EOS."""
     _, patcher = make_models(1, kind=kind)
     documents = [document_ids(text) for text in (b"", b"a", b"some text, and more", b"\xff" * 9)]
-    closes = find_patches(patcher, documents)
+    closes = [patcher.closes(ids) for ids in documents]
     assert [len(c) for c in closes] == [len(d) for d in documents]
     ids, packed = torch.cat(documents), torch.cat(closes)
     patch = packed.long().cumsum(0) - packed.long()

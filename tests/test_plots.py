@@ -6,13 +6,7 @@ import pytest
 
 import bandwidth
 import diffusion
-import patcher
-from bandwidth import kept_by_position
-from data import encode
-from generate import Sampling
-from model import load_model
-from speculate import Drafting, run_mode
-from support.plots import draw_acceptance, draw_tradeoff, frontier
+from support.plots import draw_tradeoff, frontier
 from support.terminal import BadInput
 
 
@@ -21,12 +15,11 @@ def drawing():
     pytest.importorskip("matplotlib")
 
 
-@pytest.mark.parametrize("flag", ["--plot", "--plot-acceptance"])
-def test_a_checkpoint_is_measured_and_drawn(flag, trained_file, tmp_path, capsys):
+def test_a_checkpoint_is_measured_and_drawn(trained_file, tmp_path, capsys):
     (tmp_path / "prompts").write_bytes(b"def f\n")
     known = ["--checkpoint", str(trained_file), "--prompts", str(tmp_path / "prompts")]
     out = tmp_path / "x.png"
-    bandwidth.main([*known, "--bytes", "8", flag, str(out)])
+    bandwidth.main([*known, "--bytes", "8", "--plot", str(out)])
     assert out.read_bytes().startswith(b"\x89PNG") and "bytes/s" in capsys.readouterr().out
 
 
@@ -58,34 +51,6 @@ def test_the_frontier_is_what_nothing_beats_in_both():
     assert frontier(places) == [(1, 4), (2.5, 1), (4, 0.5)]
 
 
-def test_acceptance_by_position_adds_up_to_the_bytes_accepted(trained_file, tmp_path):
-    """Shares fall along the block, and each rule that fills it in whole has a line."""
-    model, patcher, rows = *load_model(trained_file), []
-    for rule in ("one-step", "confidence", "chained", "entropy"):
-        how = {"sampling": Sampling(ignore_eos=True)}
-        drafting = Drafting(unmask=rule, copy=0)
-        c = run_mode("bltdv", model, patcher, encode(b"def f"), 24, drafting, **how).counters
-        shares = kept_by_position(c)
-        assert shares == sorted(shares, reverse=True) and len(shares) == max(c.lengths)
-        assert sum(shares) == pytest.approx(c.accepted / c.rounds) and sum(shares) > 0
-        rows.append({"mode": "bltdv", "setting": f"K=8 {rule}", "kept_by_position": shares})
-    draw_acceptance(tmp_path / "x.svg", rows, 8, "greedy")
-    text = (tmp_path / "x.svg").read_text()
-    drawn = [f">{rule}<" in text for rule in ("one-step", "confidence", "chained", "entropy")]
-    assert drawn == [True, True, True, False]
-
-
-def test_the_patcher_draws_a_text_in_its_patches(trained_file, tmp_path, capsys):
-    """Without a threshold where entropies are not what it is compared with."""
-    out, known = tmp_path / "x.svg", ["--checkpoint", str(trained_file)]
-    patcher.main([*known, "--text", "def f(<é>):" + "#" * 80, "--plot", str(out)])
-    text = out.read_text()
-    assert f">θ = {load_model(trained_file)[1].config.threshold:.2f}<" in text and "nats" in text
-    assert ">&lt;<" in text and ">d<" in text and text.count(">#<") == 64 - 12
-    patcher.main([*known, "--kind", "stride", "--text", "def f", "--plot", str(out)])
-    assert "θ =" not in out.read_text() and capsys.readouterr().out
-
-
 def test_the_mask_of_training_is_drawn(trained_file, tmp_path, capsys):
     out = tmp_path / "x.svg"
     known = ["--checkpoint", str(trained_file), "--text", "def main():"]
@@ -99,7 +64,6 @@ def test_the_mask_of_training_is_drawn(trained_file, tmp_path, capsys):
     "module, arguments",
     [
         (bandwidth, ["--plot", "x.png"]),
-        (patcher, ["--text", "x", "--plot", "x.png"]),
         (diffusion, ["--plot", "x.svg"]),
     ],
 )

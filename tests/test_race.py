@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 
+import film
 import pytest
 import torch
 
@@ -119,7 +120,7 @@ def browse(path, script, where=""):
     flags += " --disable-background-networking --disable-component-update --dump-dom"
     flags += " --enable-logging=stderr --virtual-time-budget=10000"
     flags += f" --user-data-dir={path.with_name('profile')}"
-    command = [race.BROWSER, *flags.split(), copy.as_uri() + where]
+    command = [film.BROWSER, *flags.split(), copy.as_uri() + where]
     done = subprocess.run(command, capture_output=True, timeout=120)
     messages = [line for line in done.stderr.decode().splitlines() if "CONSOLE" in line]
     assert not messages, messages
@@ -134,7 +135,7 @@ def lanes_of(elements):
 def in_browser(test):
     """Marks a test that needs a browser, and skips it where there is none."""
     reason = "there is no chromium: apt-get install chromium"
-    return pytest.mark.browser(pytest.mark.skipif(not race.BROWSER, reason=reason)(test))
+    return pytest.mark.browser(pytest.mark.skipif(not film.BROWSER, reason=reason)(test))
 
 
 PLAY = "document.getElementById('play').click();"
@@ -209,12 +210,13 @@ def test_the_page_is_one_file_in_ascii_data(page):
 @in_browser
 def test_the_animation_is_the_page_at_moments(trained_file, tmp_path, capsys, monkeypatch):
     image = pytest.importorskip("PIL.Image")
-    monkeypatch.setattr(race, "FRAMES", 2)
+    monkeypatch.setattr(film, "FRAMES", 2)
     path = tmp_path / "race.gif"
     ask = ["--checkpoint", str(trained_file), "--prompt", os.fsdecode(HOSTILE), "--bytes", "40"]
-    race.main([*ask, "--gif", str(path)])
+    race.main([*ask, "--out", str(tmp_path / "race.html")])
+    film.main([str(tmp_path / "race.html"), str(path)])
     with image.open(path) as picture:
-        assert picture.n_frames == 3 and picture.size == race.SIZE
+        assert picture.n_frames == 3 and picture.size == film.SIZE
         frames = []
         for frame in range(3):
             picture.seek(frame)
@@ -239,12 +241,10 @@ def test_a_still_page_stands_where_its_address_says(page):
 def test_bad_input_is_said_before_anything_runs(trained_file, tmp_path, monkeypatch):
     known = ["--checkpoint", str(trained_file)]
     expected = [
-        (known, "--out --gif"),
+        (known, "--out"),
         ([*known, "--out", "x.html", "--prompt", "x" * 201], "200 bytes"),
         ([*known, "--out", "x.html", "--bytes", "401"], "400"),
         ([*known, "--out", str(tmp_path / "no" / "x.html")], "No such file"),
-        ([*known, "--gif", str(tmp_path / "no" / "x.gif")], "No such file"),
-        ([*known, "--gif", str(tmp_path / "x.png")], ".gif"),
         ([*known, "--out", "x.html", "--block-size", "99"], "up to 8 bytes, not 99"),
         (["--checkpoint", "gone.pt", "--out", "x.html"], "no checkpoint"),
     ]
@@ -252,7 +252,7 @@ def test_bad_input_is_said_before_anything_runs(trained_file, tmp_path, monkeypa
         with pytest.raises(BadInput, match=re.escape(words)) as problem:
             race.main(arguments)
         assert "\n" not in str(problem.value)
-    monkeypatch.setattr(race, "BROWSER", None)
+    monkeypatch.setattr(film, "BROWSER", None)
     with pytest.raises(BadInput, match="chromium"):
-        race.main([*known, "--gif", str(tmp_path / "x.gif")])
+        film.main(["x.html", str(tmp_path / "x.gif")])
     assert not list(tmp_path.iterdir())

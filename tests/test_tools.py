@@ -70,7 +70,6 @@ def test_export_checks_before_it_writes(trained_file, tmp_path):
 def test_bad_input_is_one_line(trained_file, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     expected = {
-        ("benchmark", "--checkpoint", "gone.pt"): "no checkpoint at gone.pt",
         ("benchmark", "race"): "race",
         ("export", "gone.pt", "small.pt"): "no checkpoint at gone.pt",
         ("export", trained_file, "no/such/folder.pt"): "can't write",

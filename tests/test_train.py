@@ -19,7 +19,8 @@ from diffusion import RECIPES, Recipe
 from layers import Layer
 from model import BLT, PRESETS
 from patcher import PatcherConfig
-from support import checkpoint, machine
+from support import checkpoint, distributed, machine
+from support.boundaries import Packed
 from support.optim import learning_rate, make_optimizer
 from support.presets import TrainingSettings
 from support.runs import defaults
@@ -231,8 +232,8 @@ def task_of(batch=2, accumulate=1, recipe=None):
     closes = torch.cat([patcher.closes(ids) for ids in documents])
     crops = Crops(torch.cat(documents), closes, 64, seed=1)
     settings = TrainingSettings(length=64, batch=batch, accumulate=accumulate, lr=1e-3)
-    loss_of = train.model_loss(recipe or Recipe(4))
-    return train.Task("model", model, crops, loss_of, settings, torch.float32)
+    loss = distributed.spread(model, train.model_loss(recipe or Recipe(4)))
+    return train.Task("model", model, loss, crops, settings, torch.float32)
 
 
 def contents(state):
@@ -241,8 +242,8 @@ def contents(state):
 
 
 @pytest.mark.parametrize("seconds, after", [(0.0, 1.0), (0.5, 0.6), (0.5, 0.0)])
-def test_steps_are_counted_on_a_copy(seconds, after):
-    """Timing must leave no trace: not in weights, the optimiser, random numbers or the data."""
+def test_counting_steps_leaves_no_trace(seconds, after):
+    """Not in weights, the optimiser, random numbers or the data."""
     task, untouched = task_of(), task_of()
     optimizer = make_optimizer(task.model, task.settings)
     train.train_step(task, optimizer, 0, 0.0)
@@ -338,8 +339,8 @@ def test_a_run_keeps_its_corpus_small_and_hashes_it_once(text_file, tmp_path, mo
     every_step = ["--save-every", "0"]
     train.main(options(text_file, tmp_path / "x.pt", "--block-size", "0", *every_step))
     assert len(hashed) == 1
-    packed = [ids for ids in packed if not isinstance(ids, range)]  # is there enough text?
-    assert len(packed) == 2 and all(ids.dtype == torch.int16 for ids in packed)
+    # of both models, and whether there is enough; no ids are kept
+    assert len(packed) == 3 and all(isinstance(text, Packed) for text in packed)
 
 
 def test_minutes_become_a_number_of_steps_that_is_kept(text_file, tmp_path):
@@ -365,7 +366,7 @@ def test_no_patch_of_the_training_text_spans_two_documents(tmp_path, monkeypatch
 
     monkeypatch.setattr(train, "Crops", crops)
     train.main(options(text, tmp_path / "x.pt", "--block-size", "0"))
-    ids, closes, *_ = packed[-1]
+    ids, closes = (part[0 : len(packed[-1][0])] for part in packed[-1][:2])
     assert (ids == EOS).sum() > 30 and closes[ids == EOS].all() and closes[ids == BOS].all()
 
 

@@ -1,0 +1,236 @@
+"""Several processes train what one does: by DistributedDataParallel, and sharded by FSDP2."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+import layers
+import train
+from support import checkpoint, distributed
+from support.terminal import BadInput
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+SMALL = ["--preset", "nano", "--length", "32", "--dtype", "float32", "--steps", "20"]
+# The steps that an interrupted run is stopped in are many, so that they are met.
+LONG = ["--preset", "nano", "--length", "32", "--dtype", "float32", "--steps", "300"]
+
+
+# train.py in float64. With an argument in front, the second of two processes alone is told to end,
+# in the tenth step of the model.
+EXACT = f"""
+import os, signal, sys
+import torch
+torch.set_default_dtype(torch.float64)
+sys.path.insert(0, {str(ROOT)!r})
+import train
+real = train.train_step
+def stopping(task, optimizer, number, done):
+    if task.name == "model" and number == 9 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return real(task, optimizer, number, done)
+if sys.argv[1] == "STOP":
+    train.train_step = stopping
+    del sys.argv[1]
+train.run_script(train.main, "train.py")
+"""
+
+
+@pytest.fixture
+def exact(tmp_path):
+    """A script like train.py in float64, as is this process from now on.
+
+    In float32 AdamW makes whole steps of gradients that are nothing but rounding.
+    """
+    torch.set_default_dtype(torch.float64)
+    (tmp_path / "exact.py").write_text(EXACT)
+    yield tmp_path / "exact.py"
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.py"
+    path.write_bytes(b"".join((ROOT / name).read_bytes() for name in ("model.py", "stream.py")))
+    return path
+
+
+def started(processes, *arguments, script=ROOT / "train.py"):
+    """torchrun with train.py, in a session of its own."""
+    command = [*TORCHRUN, str(processes), str(script), *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def together(processes, *arguments, script=ROOT / "train.py"):
+    """-> (exit code, what it printed)."""
+    run = started(processes, *arguments, script=script)
+    said, _ = run.communicate(timeout=240)
+    return run.returncode, said
+
+
+def lines_of(said):
+    """What train.py itself says in its end."""
+    return [line for line in said.splitlines() if line.startswith("train.py: ")]
+
+
+def agree(one, several, within=1e-5):
+    """Do two runs end within rounding?"""
+    a, b = checkpoint.load(one), checkpoint.load(several)
+    for part in ("patcher", "model"):
+        for name, weight in a[part].items():
+            assert (weight - b[part][name]).norm() <= within * (1 + weight.norm()), name
+    for key in ("validation_bits_per_byte", "mean_patch_train", "trained_bytes"):
+        assert b["results"][key] == pytest.approx(a["results"][key], rel=within)
+    assert {k: v for k, v in a["asked"].items() if k not in ("batch", "accumulate")} == {
+        k: v for k, v in b["asked"].items() if k not in ("batch", "accumulate")
+    }
+    assert a["progress"]["step"] == b["progress"]["step"] and a["rng"].equal(b["rng"])
+    states = [s["optimizer"].get("state", s["optimizer"]) for s in (a, b)]
+    assert states[0].keys() == states[1].keys()
+
+
+@pytest.mark.parametrize("K", [0, 8])
+def test_two_processes_end_where_one_does(K, text, exact, tmp_path):
+    """Replicated; and sharded, in two parts of a step, without activations."""
+    known = ["--data", str(text), *SMALL, "--optimizer", "adamw", "--block-size", str(K)]
+    one, two, shards = (tmp_path / f"{i}.pt" for i in range(3))
+    train.main([*known, "--batch", "8", "--out", str(one)])
+    code, said = together(2, *known, "--batch", "4", "--out", two, script=exact)
+    assert code == 0, said
+    assert said.count("trained 20 steps") == 1 and said.count(f"wrote {two}") == 1
+    agree(one, two)
+    more = ["--batch", "2", "--accumulate", "2", "--shard", "--recompute", "--out", shards]
+    code, said = together(2, *known, *more, script=exact)
+    assert code == 0, said
+    agree(one, shards)
+
+
+def test_in_float32_muon_and_adamw_stay_near(text, tmp_path):
+    """Muon's products are of bfloat16; what n-grams seen once learn is mostly rounding."""
+    one, two = tmp_path / "1.pt", tmp_path / "2.pt"
+    known = ["--data", str(text), *SMALL]
+    train.main([*known, "--batch", "8", "--out", str(one)])
+    code, said = together(2, *known, "--batch", "4", "--out", two)
+    assert code == 0, said
+    agree(one, two, within=0.1)
+
+
+@pytest.mark.parametrize("shard", [[], ["--shard"]])
+def test_what_two_wrote_one_resumes_and_the_other_way_round(shard, text, exact, tmp_path):
+    """SIGTERM, as schedulers send it, saves; all processes stop behind the same step."""
+    known = ["--data", str(text), *SMALL, "--steps", "30", "--optimizer", "adamw"]
+    whole, out = tmp_path / "whole.pt", tmp_path / "x.pt"
+    train.main([*known, "--batch", "4", "--out", str(whole)])
+    more = ["--batch", "2", *shard, "--out", out]
+    code, said = together(2, "STOP", *known, *more, script=exact)
+    assert code != 0 and "saved" in said and lines_of(said) == ["train.py: interrupted"], said
+    saved = checkpoint.load(out)
+    assert saved["progress"]["step"] == 10 and saved["asked"]["batch"] == 4
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stops_at(patch, 20)
+        train.main(["--resume", str(out)])  # one process goes on for ten steps
+    assert checkpoint.load(out)["progress"]["step"] == 20
+    code, said = together(2, "--resume", out, *shard, script=exact)  # and two end it
+    assert code == 0, said
+    agree(whole, out, within=1e-4)
+
+
+def stops_at(patch, step):
+    """Send this process SIGINT in that step of the model."""
+    real = train.train_step
+
+    def stopping(task, optimizer, number, done):
+        if number == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(task, optimizer, number, done)
+
+    patch.setattr(train, "train_step", stopping)
+
+
+def test_signals_to_torchrun_save(text, tmp_path):
+    known = ["--data", str(text), *LONG, "--save-every", "1000", "--batch", "2"]
+    run = started(2, *known, "--out", tmp_path / "x.pt")
+    for line in run.stdout:
+        if line.startswith("model: "):
+            break
+    time.sleep(1.0)
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate(timeout=120)[0]
+    assert "saved" in said and lines_of(said) == ["train.py: interrupted"], said
+    saved = checkpoint.load(tmp_path / "x.pt")
+    assert saved["progress"]["stage"] == "model" and saved["progress"]["step"] < 300
+
+
+@pytest.mark.parametrize("shard", [[], ["--shard"]])
+def test_a_process_that_dies_ends_the_others_with_one_line(shard, text, tmp_path):
+    known = ["--data", str(text), *LONG, "--optimizer", "adamw", "--save-every", "1000"]
+    out = tmp_path / "x.pt"
+    run = started(2, *known, "--batch", "2", *shard, "--out", out)
+    for line in run.stdout:
+        if line.startswith("model: "):
+            break
+    kept = out.read_bytes()  # the patcher is saved
+    last = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
+    os.kill(max(map(int, last.stdout.split())), signal.SIGKILL)
+    said = run.communicate(timeout=120)[0]
+    (line,) = lines_of(said)
+    assert "another process has ended" in line and "--resume" in line
+    assert out.read_bytes() == kept and not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--shard", "--optimizer", "muon"], "--shard needs --optimizer adamw"),
+        (["--resume", "FILE"], "can't be shared by 2 processes"),
+        (["--data", "gone"], "no such file or folder"),
+    ],
+)
+def test_bad_input_of_several_is_one_line(arguments, words, text, tmp_path):
+    out = tmp_path / "x.pt"
+    if "FILE" in arguments:
+        train.main(["--data", str(text), *SMALL, "--steps", "2", "--batch", "3", "--out", str(out)])
+        arguments = ["--resume", str(out)]
+    elif "--data" not in arguments:
+        arguments = [*arguments, "--data", str(text), "--out", str(out)]
+    code, said = together(2, *arguments)
+    assert code != 0 and len(lines_of(said)) == 1 and words in lines_of(said)[0], said
+
+
+def test_sharding_alone_is_refused(text):
+    with pytest.raises(BadInput, match=re.escape("start them with torchrun")):
+        train.main(["--data", str(text), "--shard"])
+
+
+def test_alone_nothing_is_exchanged():
+    assert (distributed.rank(), distributed.processes()) == (0, 1)
+    assert distributed.anywhere("x") and not distributed.anywhere(None)
+    assert distributed.same({"a": 1}) == {"a": 1}
+
+
+def test_layers_that_compute_again_give_the_same_gradients_and_names():
+    torch.manual_seed(0)
+    models = [layers.Stack(2, 16, 2, 24, 8) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    distributed.recompute(models[1], layers.Layer)
+    assert models[0].state_dict().keys() == models[1].state_dict().keys()
+    x = torch.randn(2, 9, 16)
+    for stack in models:
+        view = layers.WholeView.causal(9, 8, 10000.0, x)
+        stack(x, view).square().sum().backward()
+    for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
