@@ -35,7 +35,7 @@ NOT_IN_CORPUS = {
     *("turtledemo", "encodings", "lib2to3", "distutils", "msilib", "__pycache__", "topics.py"),
 }
 VALIDATION_SHARE = 0.05
-VALIDATION_BYTES = 1 << 22  # of what is held out more is not looked at
+VALIDATION_BYTES = 1 << 20  # of what is held out more is not looked at
 IN_MEMORY = 1 << 28  # bytes of a corpus; what comes behind them is read where it is needed
 
 

@@ -78,7 +78,7 @@ def started(processes, *arguments, script=ROOT / "train.py"):
 def together(processes, *arguments, script=ROOT / "train.py"):
     """-> (exit code, what it printed)."""
     run = started(processes, *arguments, script=script)
-    said, _ = run.communicate(timeout=240)
+    said, _ = run.communicate(timeout=550)
     return run.returncode, said
 
 
@@ -234,3 +234,34 @@ def test_layers_that_compute_again_give_the_same_gradients_and_names():
         stack(x, view).square().sum().backward()
     for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
+
+
+# train.py, which ends by saying how much memory the second process took at most
+MEASURED = f"""
+import atexit, os, resource, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+def told():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print("process", os.environ["RANK"], "took", peak, "kB", file=sys.stderr, flush=True)
+atexit.register(told)
+train.run_script(train.main, "train.py")
+"""
+
+
+@pytest.mark.slow
+def test_the_widths_of_blt_1b_train_sharded(text, tmp_path):
+    """Two steps of few layers and small tables: python -m pytest -m slow -k blt_1b -s"""
+    (tmp_path / "measured.py").write_text(MEASURED)
+    known = ["--preset", "blt-1b", "--decoder-layers", "1", "--global-layers", "4", "--steps", "2"]
+    known += ["--ngram-table-size", "4096", "--patcher", "space", "--dtype", "float32"]
+    known += ["--length", "256", "--accumulate", "1", "--recompute", "--data", str(text)]
+    took = {}
+    for how in ("", "--shard"):
+        more = [*how.split(), "--out", tmp_path / "x.pt"]
+        code, said = together(2, *known, *more, script=tmp_path / "measured.py")
+        assert code == 0 and "trained 2 steps" in said, said
+        took[how] = int(re.search(r"process 1 took (\d+) kB", said)[1])
+        print(f"{how or 'replicated'}: {took[how] / 1e6:.2f} GB in the second process")
+        print(re.search("model: .*", said)[0])
+    assert took["--shard"] < 0.8 * took[""]
