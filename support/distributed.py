@@ -5,6 +5,7 @@ A process of its own is the first of one, and nothing here changes what it does.
 
 import contextlib
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -35,8 +36,10 @@ def join(device, shard):
     if dist.is_torchelastic_launched():
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # What is agreed on lies on the CPU, gradients where the model is
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        # What is agreed on lies on the CPU, gradients where the model is. torchrun sees who dies;
+        # others may have to wait for long, while patches are found.
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=1))
         if rank():
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     elif shard:
@@ -119,10 +122,7 @@ def gradients_meet(loss, last):
 
 
 def whole(state):
-    """A state_dict with its shards put together, one tensor after the other, in the first process.
-
-    In others None stands for those.
-    """
+    """A state_dict with its shards put together one by one in the first process, None in others."""
     if isinstance(state, dict):
         return {name: whole(part) for name, part in state.items()}
     if isinstance(state, DTensor):

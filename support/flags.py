@@ -124,8 +124,7 @@ def training_parser(presets, block_sizes, recipes, patchers):
     add("--out", help=f"to write (default: the one resumed, or {checkpoint.DEFAULT})")
     help_ = "divide weights and optimiser among the processes of torchrun, a layer at a time"
     add("--shard", action="store_true", help=help_)
-    help_ = "keep no activations of a layer, but compute them again in the backward pass"
-    add("--recompute", action="store_true", help=help_)
+    add("--recompute", action="store_true", help="activations, when going backward: saves memory")
     help_ = "seconds between saves: what a kill or a crash may lose"
     add("--save-every", type=WEIGHT, default=120.0, metavar="SECONDS", help=help_)
     add = parser.add_mutually_exclusive_group().add_argument

@@ -1,6 +1,8 @@
 """What this machine can do, measured: device, number format, matrix products, memory."""
 
 import ctypes
+import functools
+import importlib
 import statistics
 import sys
 import time
@@ -81,6 +83,13 @@ def choose_device(name):
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@functools.cache
+def flexible(name):
+    """A function of FlexAttention as kernels of a GPU. Its import takes seconds, so it waits."""
+    module = importlib.import_module("torch.nn.attention.flex_attention")
+    return torch.compile(getattr(module, name), dynamic=True)
 
 
 def keep_memory():

@@ -240,8 +240,7 @@ def known_of(saved):
 def check_shares(asked, shard):
     """Raises BadInput for what these processes can't share."""
     if asked["batch"] % processes():
-        problem = f"its batch of {asked['batch']} crops can't be shared by {processes()} processes"
-        raise BadInput(f"{problem}: start as many as divide it")
+        raise BadInput(f"{asked['batch']} crops a step can't be shared by {processes()} processes")
     if shard and asked["optimizer"] == "muon":
         raise BadInput("--shard needs --optimizer adamw: Muon takes whole matrices")
 

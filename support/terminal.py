@@ -201,8 +201,7 @@ def read_file(path, what):
 
 @dataclass(frozen=True)
 class FileText:
-    """Bytes start..stop-1 of a file too large to hold, as if they were bytes: a slice is another
-    one, `bytes` reads it."""
+    """Bytes start..stop-1 of a large file, as if they were bytes: a slice is another, not read."""
 
     path: str
     start: int

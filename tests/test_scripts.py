@@ -235,6 +235,16 @@ def test_exit_codes_and_the_line_of_a_program(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_generation_imports_no_compiler(tmp_path):
+    """Guards: FlexAttention imported where a GPU alone needs it, two seconds before every start."""
+    heavy = "[name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules]"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sample, bandwidth; print({heavy})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
 # ---- what people are told to type
 
 
