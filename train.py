@@ -219,6 +219,7 @@ def train_patcher(run, text, held_out):
     # Calibrated on text that the entropy model has not seen, as all text will be.
     unseen, size = [ids.to(run.device) for ids in held_out], run.asked["patch_size"]
     run.results["mean_patch_held_out"] = calibrate(run.patcher, unseen, size)
+    run.patcher.config.threshold = distributed.same(run.patcher.config.threshold)
     run.stage, run.step, run.steps, run.optimizer = "model", 0, None, None
     save(run)
 
@@ -296,8 +297,7 @@ def main(argv=None):
     print(run.corpus.describe())
     train, held_out = run.corpus.split()
     if not train or not held_out:
-        size = run.corpus.size
-        raise BadInput(f"the corpus is too small to train on and to validate with: {size} bytes")
+        raise BadInput(f"{run.corpus.size} bytes are too few to train on and to validate with")
     text, held_out = Packed(train), [document_ids(data) for data in held_out]
     Crops(text, None, run.settings.length, 0)  # too little is refused now
     boundaries_of(run, text).is_begun()  # and a file in its way

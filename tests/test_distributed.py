@@ -1,5 +1,6 @@
 """Several processes train what one does: by DistributedDataParallel, and sharded by FSDP2."""
 
+import json
 import os
 import re
 import signal
@@ -117,6 +118,56 @@ def test_two_processes_end_where_one_does(K, text, exact, tmp_path):
     code, said = together(2, *known, *more, script=exact)
     assert code == 0, said
     agree(one, shards)
+
+
+# train.py that notes for every pass of the model whether it is its step's last, and how often
+# gradients have met in it: buckets of DistributedDataParallel; shards that have a gradient behind
+# it, as those of FSDP2 get none before
+COUNTED = f"""
+import sys
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+sys.path.insert(0, {str(ROOT)!r})
+import train
+spread, meet = train.distributed.spread, train.distributed.gradients_meet
+clip, passes, sharded = train.distributed.clip_gradients, [], "--shard" in sys.argv
+def watched(*given):
+    loss = spread(*given)
+    if not sharded:
+        loss.register_comm_hook(None, exchange)
+    return loss
+def exchange(state, bucket):
+    passes[-1][1] += 1
+    return allreduce_hook(state, bucket)
+def look(model):
+    if sharded and passes:
+        passes[-1][1] += sum(p.grad is not None for p in model.parameters())
+def meeting(loss, last):
+    look(loss)
+    passes.append([last, 0])
+    return meet(loss, last)
+def clipping(model, limit):
+    look(model)
+    return clip(model, limit)
+train.distributed.spread, train.distributed.gradients_meet = watched, meeting
+train.distributed.clip_gradients = clipping
+train.main()
+if dist.get_rank() == 0:
+    print("passes", passes)
+"""
+
+
+@pytest.mark.parametrize("shard", [[], ["--shard"]])
+def test_gradients_meet_in_the_last_pass_of_a_step_alone(shard, text, tmp_path):
+    """Guards: an exchange in every pass, which ends in the same weights and takes longer."""
+    (tmp_path / "counted.py").write_text(COUNTED)
+    known = ["--data", text, *SMALL, "--steps", "2", "--batch", "1", "--accumulate", "3"]
+    more = ["--optimizer", "adamw", "--patcher", "space", *shard, "--out", tmp_path / "x.pt"]
+    code, said = together(2, *known, *more, script=tmp_path / "counted.py")
+    assert code == 0, said
+    passes = json.loads(re.search(r"^passes (.*)", said, re.MULTILINE)[1].lower())
+    assert [last for last, _ in passes] == 2 * [False, False, True]
+    assert all((count > 0) == last for last, count in passes), passes
 
 
 def test_in_float32_muon_and_adamw_stay_near(text, tmp_path):
