@@ -220,7 +220,7 @@ def generate_uncached(model, patcher, prompt, max_bytes, sampling=None):
     """The slow twin: the whole prefix through the whole model for every byte. Ids in and out."""
     sampling, ids = sampling or Sampling(), [BOS, *prompt]
     for _ in range(max_bytes):
-        prefix = torch.tensor(ids)
+        prefix = torch.tensor(ids, device=model.decoder.head.weight.device)
         logits = model(prefix[None], patcher.closes(prefix)[None])[0, -1:]
         new, ended = until_end(draw(distribution(logits, sampling), sampling), sampling)
         if ended:

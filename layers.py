@@ -340,7 +340,10 @@ class Cache:
         past = self.span(low, first + n)
         # each (n, 1, 1, C)
         rope = tuple(r[first - self.base : first + n - self.base] for r in self.rope)
-        mask = None if one_clean_row else self.mask(n, block)[:, -past.shape[-2] :]
+        mask = None if one_clean_row else self.mask(n, block)
+        if mask is not None and past.shape[-2] < mask.shape[-1]:
+            # A slice of it would begin at any address: kernels of GPUs want one they can divide.
+            mask = mask[:, -past.shape[-2] :].clone()
         return CachedView(rope, mask, past)
 
     def mask(self, n, block):

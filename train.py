@@ -174,7 +174,8 @@ def train_stage(run, task, steps, share=1.0, after=1.0, validate=None):
     after each save. Raises KeyboardInterrupt, once all is saved, where Ctrl-C asked for it.
     """
     run.steps = run.steps or steps or count_steps(task, seconds_left(run, share), after)
-    optimizer = make_optimizer(task.model, task.settings)
+    # cuDNN goes back through a GRU in training mode only, and loaded models are in eval mode.
+    optimizer = make_optimizer(task.model.train(), task.settings)
     if run.optimizer:
         distributed.load_optimizer(optimizer, run.optimizer)
 

@@ -119,7 +119,11 @@ def training_parser(presets, block_sizes, recipes, patchers):
     add("--accumulate", type=COUNT, help="forward passes in a step")
     add("--length", type=number(int, 8, 1 << 20), help="bytes in a crop")
     add("--seed", type=number(int, 0, 2**31), help="of weights and of the order of the text")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), help="auto, the default, measures")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        help="auto: bfloat16 if the hardware has it",
+    )
     add("--device", default="auto", help="cpu, cuda or mps (default: the best there is)")
     add("--out", help=f"to write (default: the one resumed, or {checkpoint.DEFAULT})")
     help_ = "divide weights and optimiser among the processes of torchrun, a layer at a time"

@@ -1,4 +1,4 @@
-"""What this machine can do, measured: device, number format, matrix products, memory."""
+"""What this machine can do: device, number format, threads, memory."""
 
 import ctypes
 import functools
@@ -50,24 +50,34 @@ def choose_threads(work):
             torch.set_num_threads(everyone)
 
 
-def product_speed(dtype, device, n):
-    """Measured speed of matrix products in operations a second."""
-    generator = torch.Generator().manual_seed(0)  # the global one belongs to training
-    a, b = (torch.randn(m, n, generator=generator).to(device, dtype) for m in (4 * n, n))
-    return 8 * n**3 / median_seconds(lambda: (a @ b).sum().item(), 5)
+def has_bfloat16(device):
+    """Does the hardware multiply bfloat16 matrices? A stopwatch would say what else it does."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & processor_flags())
+    return False
 
 
-def bfloat16_gain(device):
-    """How many times as fast products of bfloat16 matrices are as those of float32, measured."""
-    # Small products: a CPU without bfloat16 arithmetic would take a minute over large ones.
-    n = 256 if device == "cpu" else 1024
-    return product_speed(torch.bfloat16, device, n) / product_speed(torch.float32, device, n)
+def processor_flags(path="/proc/cpuinfo"):
+    """What the CPU can do, by its names; empty where the system does not say."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = [line.partition(":") for line in file]
+    except OSError:
+        return set()
+    return {
+        flag
+        for name, _, flags in lines
+        if name.strip() in ("flags", "Features")
+        for flag in flags.split()
+    }
 
 
 def choose_dtype(name, device):
-    """A number format by name; auto: bfloat16 where it pays."""
+    """A number format by name; auto: bfloat16 where the hardware has it."""
     if name == "auto":
-        name = "bfloat16" if bfloat16_gain(device) > 1.5 else "float32"
+        name = "bfloat16" if has_bfloat16(device) else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 

@@ -20,7 +20,8 @@ def near_tie(model, patcher, prompt, ids, others, sampling, tolerance=1e-3):
     """
     text = [BOS, *prompt, *os.path.commonprefix([ids, others])]
     best, second = ban(Stream(model, patcher).prefill(text), sampling).topk(2).values.tolist()
-    scores, gaps = patcher.scores(patcher.entropies(torch.tensor(text))), [best - second]
+    ids = torch.tensor(text, device=patcher.model.head.weight.device)
+    scores, gaps = patcher.scores(patcher.entropies(ids)), [best - second]
     if scores is not None:
         gaps += (scores - patcher.config.threshold).abs()[1 + len(prompt) :].tolist()
     return min(gaps) < tolerance
@@ -31,7 +32,7 @@ def log_likelihood(stream, logits, ids):
     """Nats of ids behind what a Stream has taken in; logits (V,): of what comes next there."""
     # (n, V); the last id need not be processed
     rows = torch.cat([logits[None], stream.extend(ids[:-1])]) if len(ids) > 1 else logits[None]
-    rows, targets = rows[: len(ids)].double().cpu(), torch.tensor(ids, dtype=torch.long)
+    rows, targets = rows[: len(ids)].cpu().double(), torch.tensor(ids, dtype=torch.long)
     return -F.cross_entropy(rows, targets, reduction="sum").item()
 
 

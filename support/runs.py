@@ -16,7 +16,7 @@ from support import checkpoint
 from support.boundaries import Boundaries
 from support.distributed import join, processes, rank, same, whole
 from support.flags import refuse_changes, training_parser
-from support.machine import bfloat16_gain, choose_device, choose_dtype
+from support.machine import choose_device, choose_dtype
 from support.optim import make_optimizer
 from support.presets import RECIPES, Recipe, TrainingSettings
 from support.terminal import BadInput
@@ -268,8 +268,8 @@ def begin(options):
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
             raise checkpoint.damaged(saved, f"{type(problem).__name__} {problem}") from None
     recipe, optimizer = given.get("recipe", "ours"), given.get("optimizer")
-    if not optimizer and (options.shard or same(bfloat16_gain(device)) < 0.5):
-        optimizer = "adamw"  # Muon takes whole matrices, and its products are of bfloat16
+    if not optimizer and options.shard:
+        optimizer = "adamw"  # Muon takes whole matrices
     known = {"preset": given.get("preset", "tiny")}
     if options.init_from:
         saved = checkpoint.load(options.init_from)

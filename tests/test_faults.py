@@ -28,11 +28,6 @@ from support.terminal import BadInput
 from tests import fuzzing
 
 
-@pytest.fixture(autouse=True)
-def machine_of_known_speed(monkeypatch):
-    monkeypatch.setattr("support.machine.product_speed", known_speed)
-
-
 @pytest.fixture
 def exit_code():
     """Run a main() as a script does, with its handlers of signals -> its exit code."""

@@ -61,14 +61,6 @@ def density(path):
 
 def test_the_root_is_the_reading_list():
     assert sorted(ROOT.glob("*.py")) == sorted(IN_ROOT)
-    lengths = {path.name: len(lines_of(path)) for path in IN_ROOT}
-    assert max(lengths.values()) <= 400, lengths
-    assert sum(lengths.values()) <= 3300, lengths
-
-
-def test_everything_outside_the_tests_is_small():
-    files = IN_ROOT + python_files(*FOLDERS)
-    assert sum(len(lines_of(path)) for path in files) <= 6500
 
 
 @pytest.mark.parametrize("path", IN_ROOT, ids=lambda path: path.name)

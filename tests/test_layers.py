@@ -189,6 +189,18 @@ def test_rows_that_were_let_go_are_refused():
         cache.view(40, 16)
 
 
+def test_masks_are_aligned_as_kernels_of_gpus_want_them():
+    """A slice of a larger mask began at any address: a GPU stopped at the first cached pass."""
+    cache, seen = new_cache(max_rollback=5, max_rows=16), set()
+    for first in range(0, 40, 3):
+        for n, block in ((2, 0), (3, 2), (16, 8)):
+            mask = cache.view(first, n, block).mask
+            assert mask.data_ptr() % 16 == 0 and mask.is_contiguous(), (first, n)
+            seen.add(mask.shape[1])
+        cache.view(first, 3)
+    assert len(seen) > 10
+
+
 def test_it_draws_the_rule(capsys):
     """What is drawn: twelve clean rows that see six each, and a block of four at position 8."""
     layers.main([])

@@ -17,3 +17,30 @@ def test_the_quicker_number_of_threads_is_kept(monkeypatch, shared, alone, left)
         assert torch.get_num_threads() == left
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "cpuinfo, dtype",
+    [
+        ("flags\t\t: fpu avx512_bf16 amx_bf16\n", torch.bfloat16),
+        ("Features\t: fp asimd bf16\n", torch.bfloat16),
+        ("flags\t\t: fpu avx2\n", torch.float32),
+        ("", torch.float32),
+    ],
+)
+def test_the_number_format_is_the_hardwares(monkeypatch, tmp_path, cpuinfo, dtype):
+    """A stopwatch once chose float32 on an H100, and Muon by how busy a CPU was."""
+    path = tmp_path / "cpuinfo"
+    path.write_text(cpuinfo)
+    flags = machine.processor_flags(path)
+    monkeypatch.setattr(machine, "processor_flags", lambda: flags)
+    assert machine.choose_dtype("auto", "cpu") == dtype
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_gpu_is_asked_for_its_number_formats(monkeypatch, has):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    expected = torch.bfloat16 if has else torch.float32
+    assert machine.choose_dtype("auto", "cuda") == expected
+    assert machine.choose_dtype("float32", "cuda") == torch.float32
+    assert machine.processor_flags("/no/such/file") == set()
