@@ -4,65 +4,55 @@ Run it to see blocks and what they hide on a line of text, and to draw who sees 
 
     python diffusion.py --text "def main():" --plot mask.png
 
-In the order a reader needs it: where blocks start, how they are corrupted, the loss, which cells
-to unmask, generation. Who sees whom is `layers.sees`, one rule for training and generation.
+Who sees whom is `layers.sees`, one rule for training and generation.
 
-Letters in shape comments: B batch, N byte positions, P rows of blocks (K for each), K block size,
-V vocabulary, t noise level.
+How blocks are trained is a support/presets.Recipe, which explains its fields. Letters in shape
+comments: B batch, N byte positions, K block size (cells), P rows of all blocks (K for each, K + 1
+with draft rows), V vocabulary, D width, t noise level.
 """
 
 import math
-import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from data import BOS, MASK, PAD, encode
-from generate import Sampling, ban, begin, distribution, draw, finish, next_byte_loss, until_end
-from layers import sees
-from patcher import patcher_from
-from stream import Stream
-from support import checkpoint
-from support.flags import idea_options
-from support.presets import RECIPES, Recipe
-from support.show import show_blocks
-from support.terminal import BadInput, run
+from data import MASK, PAD
+from generate import Output, Sampling, ban, distribution, draw
+from model import Blocks
+from support.generation import Watch
+from support.hardware import sent
+from support.terminal import BadInput
 
 SIZES = (4, 8, 16, 32)
 
-# ---- training: blocks, corruption, loss
+# ---- training: where blocks start, and what they hide
 
 
-class Blocks(NamedTuple):
-    """Corrupted blocks beside a batch of text, (B, P) each: K rows a block, block after block."""
+class Corrupted(NamedTuple):
+    """Blocks beside a batch of text, and what the loss needs of each of their rows, (B, P)."""
 
-    ids: torch.Tensor  # the byte, or MASK where it is hidden and past the end of the text
-    positions: torch.Tensor  # byte positions
-    starts: torch.Tensor  # first position of the row's block
-    targets: torch.Tensor = None  # the byte itself (PAD past the end of the text)
-    masked: torch.Tensor = None  # bool: the cell is hidden and has a target
-    weight: torch.Tensor = None  # 1/t of its block; 0 where there is no target
-
-
-class Noise(NamedTuple):
-    """All that chance decides about the blocks of a crop, for each start 1..N there may be."""
-
-    order: torch.Tensor  # (N,) which starts come first
-    t: torch.Tensor  # (N,) noise level of a block that starts there
-    hidden: torch.Tensor  # (N, K) bool: cells that are masked
+    blocks: Blocks
+    targets: torch.Tensor  # of a cell the byte itself, of a draft row the next; PAD past the end
+    counts: torch.Tensor  # bool: the row has a target, and is hidden if it is a cell
+    weight: torch.Tensor  # 1/t of a cell's block, 1 of a draft row
 
 
 def draw_noise(N, recipe, generator):
-    """The Noise of one crop of N bytes, from its own generator."""
+    """All that chance decides about the blocks of a crop, from its own generator (Fast BLT §3.2).
+
+    For each start 1..N there may be: which come first (N,), the noise level t of a block there
+    (N,), and which of its cells are masked (N, K) bool.
+    """
     order = torch.rand(N, generator=generator)
-    t = torch.rand(1 if recipe.noise == "sequence" else N, generator=generator).expand(N)
-    t = recipe.t_min + (1 - recipe.t_min) * t
-    full = torch.rand(N, generator=generator) < recipe.full_share
-    t = torch.where(full, 1.0, t)
+    levels = 1 if recipe.noise == "sequence" else N
+    t = torch.rand(levels, generator=generator).expand(N)
+    t = recipe.t_min + (1 - recipe.t_min) * t  # uniform on (t_min, 1)
+    whole = torch.rand(N, generator=generator) < recipe.full_share
+    t = torch.where(whole, 1.0, t)
     hidden = torch.rand(N, recipe.block_size, generator=generator) < t[:, None]
-    return Noise(order, t, hidden)
+    return order, t, hidden
 
 
 def choose_starts(closes, order, recipe):
@@ -72,89 +62,154 @@ def choose_starts(closes, order, recipe):
     gets blocks that nobody wants.
     """
     N = closes.shape[1]
+    # Column i stands for the start i + 1: behind a byte that closes its patch, or anywhere.
     allowed = closes if recipe.starts == "patch" else torch.ones_like(closes)
-    count = int(allowed.sum(1).max())
+    count = N
+    if recipe.starts == "patch":
+        count = int(allowed.sum(1).max())
     if recipe.cells_per_byte:
         count = min(count, max(1, round(recipe.cells_per_byte * N / recipe.block_size)))
     chosen = (order + allowed.float()).topk(count, 1)  # what is allowed comes out on top
     return chosen.indices + 1, chosen.values >= 1
 
 
+def choose_draft_starts(taken, order, recipe):
+    """Starts (B, blocks) of blocks of draft rows: anywhere but where `taken` (B, ..) have one."""
+    N = order.shape[1]
+    count = round(recipe.draft_rows_per_byte * N / (recipe.block_size + 1))
+    free = order.scatter(1, taken - 1, -1.0)
+    return free.topk(min(count, N - taken.shape[1]), 1).indices + 1
+
+
 def make_blocks(ids, closes, recipe, generators):
-    """Cut blocks out of ids (B, N + 1) and corrupt them -> Blocks.
+    """Cut blocks out of ids (B, N + 1) and corrupt them -> Corrupted.
 
     closes (B, N); generators: one for each row (data.Crops.generators). A block holds the K bytes
     from its start on, over later patches too. Cells past the end of the text stay MASK, are
     attended like the others and carry no loss: padding would reveal where the text ends.
+
+    A clean row always reads the newest latent, but what is drafted reads one that grows stale. So
+    with a draft_weight (not in the paper) there are blocks of draft rows alone: true bytes, read
+    from left to right on the latent before their start, as BLT-S drafts. And a block of cells
+    begins with one draft row, as BLT-DV drafts behind one byte that is decided already.
     """
-    N, K, device = closes.shape[1], recipe.block_size, ids.device
+    N = closes.shape[1]
+    K = recipe.block_size
     noise = [draw_noise(N, recipe, generator) for generator in generators]
-    order, t, hidden = (torch.stack(parts).to(device) for parts in zip(*noise))
+    # (B, N), (B, N), (B, N, K)
+    order, t, hidden = (sent(torch.stack(parts), ids.device) for parts in zip(*noise))
     starts, wanted = choose_starts(closes, order, recipe)
-    # (B, blocks, K)
-    positions = starts[..., None] + torch.arange(K, device=device)
-    inside = positions <= N
-    targets = ids.gather(1, positions.clamp(max=N).flatten(1)).view_as(positions)
-    t = t.gather(1, starts - 1)[..., None]
+    # (B, blocks, K) and (B, blocks, 1): what was drawn for these starts
     hidden = hidden.gather(1, (starts - 1)[..., None].expand(-1, -1, K))
-    counts = inside & wanted[..., None]
+    t = t.gather(1, starts - 1)[..., None]
+    draft = torch.zeros_like(hidden)
+    if recipe.draft_weight:
+        hidden = F.pad(hidden, (1, 0))
+        draft = F.pad(draft, (1, 0), value=True)
+        drafts = choose_draft_starts(starts, order, recipe)
+        more = drafts.shape[1]
+        starts = torch.cat([starts, drafts], 1)
+        # (B, blocks, K + 1): behind them the blocks that are draft rows alone
+        hidden = F.pad(hidden, (0, 0, 0, more))
+        draft = F.pad(draft, (0, 0, 0, more), value=True)
+        t = F.pad(t, (0, 0, 0, more), value=1.0)
+        wanted = F.pad(wanted, (0, more), value=True)
+    # (B, blocks, rows of a block): where each stands, and where the byte stands that it is to tell
+    positions = starts[..., None] + torch.arange(hidden.shape[2], device=ids.device)
+    told = positions + draft.long()
+    inside = positions <= N
+    bytes_there = ids.gather(1, positions.clamp(max=N).flatten(1)).view_as(positions)
+    targets = ids.gather(1, told.clamp(max=N).flatten(1)).view_as(positions)
+    counts = (told <= N) & wanted[..., None] & (hidden | draft)
+
+    def flat(rows):
+        # (B, blocks, rows of a block) -> (B, P)
+        return rows.flatten(1)
+
     blocks = Blocks(
-        ids=torch.where(hidden | ~inside, MASK, targets),
-        positions=positions,
-        starts=starts[..., None].expand_as(positions),
-        targets=torch.where(inside, targets, PAD),
-        masked=hidden & counts,
-        weight=torch.where(counts, 1 / t, 0.0),
+        ids=flat(torch.where(hidden | ~inside, MASK, bytes_there)),
+        positions=flat(positions),
+        starts=flat(starts[..., None].expand_as(positions)),
+        draft=flat(draft),
     )
-    # (B, blocks, K) -> (B, P)
-    return Blocks(*(part.flatten(1) for part in blocks))
+    weight = torch.where(draft, 1.0, 1 / t)
+    targets = torch.where(told <= N, targets, PAD)
+    return Corrupted(blocks, flat(targets), flat(counts), flat(weight))
 
 
-def masked_nats(logits, blocks):
-    """Sum over the hidden cells of -log p / t (Eq. 6): logits (B, P, V) -> nats."""
-    # (B, P)
-    nats = F.cross_entropy(logits.float().transpose(1, 2), blocks.targets, reduction="none")
-    return (nats * blocks.weight * blocks.masked).sum()
+class Losses(NamedTuple):
+    """Sums of nats over a batch, by what is predicted."""
+
+    clean: torch.Tensor  # every next byte
+    hidden: torch.Tensor  # masked cells, each weighed by 1/t
+    chained: torch.Tensor  # cells of wholly masked blocks, by the chained head
+    drafted: torch.Tensor  # the next byte of every draft row
+
+    def total(self, recipe, count):
+        """What is minimised: nats for each of `count` clean bytes.
+
+        With the recipe "paper" (λ = 1, μ = 0) and no chained head that is Eq. 5-7, divided by the
+        number of clean bytes.
+        """
+        of_blocks = recipe.mask_weight * (self.hidden + self.chained)
+        return (self.clean + of_blocks + recipe.draft_weight * self.drafted) / count
 
 
-def chained_nats(decoder, rows, ids, blocks, K):
+def losses_of(model, ids, closes, corrupted, recipe):
+    """ids (B, N + 1), closes (B, N) and their Corrupted blocks -> Losses (Fast BLT Eq. 5-7)."""
+    N = closes.shape[1]
+    rows = model.rows(ids[:, :-1], closes, corrupted.blocks)  # (B, N + P, D)
+    logits = model.decoder.head(rows)
+    clean = next_byte_nats(logits[:, :N], ids)
+    # (B, P): Eq. 6 over the hidden cells, the next byte's loss over draft rows
+    nats = nats_of(logits[:, N:], corrupted.targets) * corrupted.weight * corrupted.counts
+    drafted = (nats * corrupted.blocks.draft).sum()
+    chained = torch.zeros_like(drafted)
+    if model.decoder.chain:
+        chained = chained_nats(model.decoder, rows[:, N:], ids, corrupted, recipe.block_size)
+    return Losses(clean, nats.sum() - drafted, chained, drafted)
+
+
+def next_byte_nats(logits, ids):
+    """Sum of -log p over every next byte, the last position's too (Eq. 5).
+
+    logits (B, N, V), ids (B, N + 1).
+    """
+    return nats_of(logits, ids[:, 1:]).sum()
+
+
+def nats_of(logits, targets):
+    """-log p of targets (B, n) by logits (B, n, V) -> (B, n), in float32 at least."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+
+
+def chained_nats(decoder, rows, ids, corrupted, K):
     """Sum of -log p over the cells of wholly masked blocks, each knowing the bytes before it.
 
     rows (B, P, D): the decoder's last ones, of blocks. ids (B, N + 1). -> nats
     """
-    # (B, P) -> (B P / K, K)
-    targets = blocks.targets.reshape(-1, K)
-    whole = blocks.masked.reshape(-1, K).all(-1, keepdim=True)
-    first = ids.gather(1, blocks.starts[:, ::K] - 1).reshape(-1, 1)
-    before = torch.cat([first, targets[:, :-1]], 1)
-    logits = decoder.head(decoder.chain(rows.reshape(-1, K, rows.shape[-1]), before))
-    # (B P / K, K)
-    nats = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
-    return (nats * whole).sum()
+    # (B, P) -> (B blocks, K): the cells of each block, a draft row in front left out
+    targets = cells_of(corrupted.targets, corrupted, K)
+    first = cells_of(corrupted.blocks.positions, corrupted, K)[:, :1]
+    of_batch = torch.arange(len(ids), device=ids.device).repeat_interleave(len(first) // len(ids))
+    before = torch.cat(
+        [ids[of_batch[:, None], (first - 1).clamp(max=ids.shape[1] - 1)], targets], 1
+    )
+    rows, _ = decoder.chain(cells_of(rows, corrupted, K), before[:, :-1])
+    return (nats_of(decoder.head(rows), targets) * whole_blocks(corrupted, K)).sum()
 
 
-def diffusion_loss(model, ids, closes, blocks, recipe):
-    """Fast BLT Eq. 5-7, all sums over the number of clean bytes -> (loss, clean part), nats.
-
-    With mask_weight (λ) 1 it is the paper's. A chained head adds a term, with λ too.
-    """
-    N, decoder = closes.shape[1], model.decoder
-    rows = model.last_rows(ids[:, :-1], closes, blocks)  # (B, N + P, D)
-    logits = decoder.head(rows)
-    clean, hidden = next_byte_loss(logits[:, :N], ids), masked_nats(logits[:, N:], blocks)
-    if decoder.chain:
-        hidden = hidden + chained_nats(decoder, rows[:, N:], ids, blocks, recipe.block_size)
-    return clean + recipe.mask_weight * hidden / closes.numel(), clean
+def cells_of(rows, corrupted, K):
+    """The last K rows of each block: (B, P, ..) -> (B blocks, K, ..)."""
+    width = K + int(corrupted.blocks.draft.any())
+    return rows.unflatten(1, (-1, width)).flatten(0, 1)[:, -K:]
 
 
-def chain_loss(model, ids, closes, blocks, recipe):
-    """The chained head's loss alone, all else being frozen -> (nats a cell, the same)."""
-    with torch.no_grad():
-        rows = model.last_rows(ids[:, :-1], closes, blocks)[:, closes.shape[1] :]
-    K = recipe.block_size
-    cells = K * blocks.masked.reshape(-1, K).all(-1).sum().clamp(min=1)
-    loss = chained_nats(model.decoder, rows, ids, blocks, K) / cells
-    return loss, loss
+def whole_blocks(corrupted, K):
+    """Which blocks are masked whole, as every draft begins: (B blocks, 1) bool."""
+    hidden = corrupted.counts & ~corrupted.blocks.draft
+    return cells_of(hidden, corrupted, K).all(-1, keepdim=True)
 
 
 # ---- which masked cells to unmask: probabilities p (K, V), masked (K,) bool -> bool (K,), at least
@@ -184,7 +239,7 @@ def one_step(p, masked, _=None):
 
 
 UNMASK = {"confidence": confidence, "entropy": entropy_bounded, "one-step": one_step}
-# How a block is filled: by one of these, or cell by cell (chained_head)
+# How a block is filled: by one of these, or cell by cell (chain_block)
 RULES = (*UNMASK, "chained")
 
 
@@ -199,125 +254,78 @@ class Unmask:
         return UNMASK[self.rule](p, masked, self.threshold)
 
 
-# ---- generation
+# ---- generation: one block
+#
+# state: of generate.py. decided: ids behind its text that it has not taken in. -> list of ids, and
+# what each was drawn from (n, V), or None where that is not known.
 
 
-def denoise(decode_block, size, unmask, sampling, trace=None):
-    """Fill one block, from all masked to none -> its ids, and what each was drawn from (K, V).
-
-    decode_block(ids) -> logits (K, V) runs the decoder over the block, once a step.
-    trace.step(ids, masked) sees each step.
-    """
-    ids, masked = torch.full((size,), MASK), torch.ones(size, dtype=torch.bool)
-    q = None
+def denoise(state, decided, size, unmask, sampling, watch):
+    """Fill a block of `size` cells, from all masked to none, by a decoder pass for each step."""
+    ids = torch.full((size,), MASK)
+    masked = torch.ones(size, dtype=torch.bool)
     while masked.any():
-        logits = decode_block(ids.tolist()).cpu()
-        new = distribution(logits, sampling)
+        rows = state.peek(decided, ids.tolist())[-size:]
+        logits = state.model.decoder.head(rows).cpu()
+        q = distribution(logits, sampling)
         pick = unmask(torch.softmax(ban(logits.float(), sampling), -1), masked)
-        q = new if q is None else torch.where(pick[:, None], new, q)
-        ids = torch.where(pick, torch.tensor(draw(new, sampling)), ids)
+        ids = torch.where(pick, torch.tensor(draw(q, sampling)), ids)
         masked = masked & ~pick
-        if trace:
-            trace.step(ids.tolist(), masked.tolist())
-    return ids.tolist(), q
+        watch.step(ids.tolist(), masked.tolist())
+    # Cells drawn in several steps have no known distribution together.
+    return ids.tolist(), q if unmask.rule == "one-step" else None
+
+
+def chain_block(state, decided, before, size, threshold, sampling, watch):
+    """One pass over a wholly masked block, whose cells the chained head draws from left to right.
+
+    before: the id in front of the block. It stops behind a cell where all of them together have a
+    probability below the threshold: more would hardly be accepted.
+    """
+    rows = state.peek(decided, [MASK] * size)[-size:]
+    cells = state.model.decoder.chained(rows)
+    ids = []
+    q = []
+    together = 1.0
+    while len(ids) < size and together >= threshold:
+        q.append(distribution(cells.logits(before), sampling))
+        before = draw(q[-1], sampling)[0]
+        ids.append(before)
+        # A greedy `distribution` holds logits.
+        p = q[-1][0] if sampling.temperature else q[-1][0].softmax(-1)
+        together *= p[before].item()
+    state.counters.chain += len(ids)
+    watch.step(ids, [False] * len(ids))
+    return ids, torch.cat(q)
+
+
+def fill_block(state, decided, before, size, unmask, sampling, watch):
+    """Fill a block by any of RULES. before: the id in front of it."""
+    if unmask.rule == "chained":
+        threshold = unmask.threshold or 0.0
+        return chain_block(state, decided, before, size, threshold, sampling, watch)
+    return denoise(state, decided, size, unmask, sampling, watch)
 
 
 @torch.inference_mode()
-def chained_head(decoder):
-    """A function that draws the cells of a block one after the other, by the chained head.
+def generate_bltd(state, prompt, max_bytes, *, block_size, unmask, sampling=None, watch=None):
+    """BLT-D (Algorithm 1): fill a block, take it in, fill the next -> Generation.
 
-    It is (rows (K, D), the id before them, sampling, threshold) -> n <= K ids, and what each was
-    drawn from (n, V). It stops behind a cell where all of them together have a
-    probability below the threshold: more would hardly be accepted. What depends on no cell is
-    multiplied out here or once a block, so that a cell costs two products of a vector and a small
-    matrix.
+    state: a new one; prompt: list of ids without BOS. A block unmasked in s steps costs s decoder
+    passes and, if it closes a patch, one encoder/global pass. Raises BadInput where the model can't
+    fill such blocks.
     """
-    head, gru, S = decoder.chain, decoder.chain.gru, decoder.chain.out.in_features
-    of_row, of_byte = gru.weight_ih_l0.chunk(2, 1)  # (3 S, D) each
-    of_byte, of_state = head.embed.weight @ of_byte.T, gru.weight_hh_l0  # (V, 3 S), (3 S, S)
-    to_logits = decoder.head.weight @ head.out.weight  # (V, S)
-
-    @torch.inference_mode()
-    def draw_cells(rows, before, sampling, threshold=0.0):
-        logits, inputs = decoder.head(rows), rows @ of_row.T
-        state, ids, q, together = rows.new_zeros(S), [], [], 1.0
-        for j in range(len(rows)):
-            x, h = inputs[j] + of_byte[before], of_state @ state
-            # As nn.GRU: gates reset and update, then the new state, (S,) each
-            reset, update = torch.sigmoid(x[: 2 * S] + h[: 2 * S]).chunk(2)
-            new = torch.tanh(torch.addcmul(x[2 * S :], reset, h[2 * S :]))
-            state = torch.lerp(new, state, update)
-            p = distribution(torch.addmv(logits[j], to_logits, state)[None], sampling)
-            before = draw(p, sampling)[0]
-            ids.append(before)
-            q.append(p)
-            together *= (p[0] if sampling.temperature else p[0].softmax(-1))[before].item()
-            if together < threshold:
-                break
-        return ids, torch.cat(q)
-
-    return draw_cells
-
-
-def block_filler(model, size, unmask, trace=None):
-    """How blocks are filled -> a function (stream, provisional ids, id before the block, sampling).
-
-    It returns the block's ids and what each was drawn from, (K, V) or None if that is not known.
-    """
-    check_block_size(model, size, unmask.rule)
-
-    def by_steps(stream, provisional, before, sampling):
-        def decode_block(cells):
-            nonlocal provisional
-            logits = stream.decode(provisional, cells)[-size:]
-            provisional = []  # its row is there now, for the steps that follow
-            return logits
-
-        ids, q = denoise(decode_block, size, unmask, sampling, trace)
-        # Cells drawn in several steps have no known distribution together.
-        return ids, q if unmask.rule == "one-step" else None
-
-    def by_chain(stream, provisional, before, sampling):
-        rows = stream.last_rows(provisional, [MASK] * size)[-size:]
-        ids, q = draw_cells(rows, before, sampling, unmask.threshold or 0.0)
-        stream.counters.chain += len(ids)
-        if trace:
-            trace.step(ids, [False] * len(ids))
-        return ids, q
-
-    if unmask.rule != "chained":
-        return by_steps
-    draw_cells = chained_head(model.decoder)
-    return by_chain
-
-
-def generate_bltd(model, patcher, prompt, max_bytes, *, block_size, unmask, rounds="ours", **run):
-    """BLT-D, block by block (Algorithm 1). run: sampling, emit and trace, as generate.generate.
-
-    A block unmasked in s steps costs s decoder passes and, if it closes a patch, one
-    encoder/global pass: its clean rows go through the decoder together with the first pass of the
-    block behind it. rounds "paper": the open patch is encoded too before each block, as if it
-    ended there, and the block reads that latent: exactly one encoder/global pass a block.
-    """
-    sampling, emit, trace = run.get("sampling") or Sampling(), run.get("emit"), run.get("trace")
-    fill = block_filler(model, block_size, unmask, trace)
-    stream, text, encode_open = Stream(model, patcher), [BOS, *prompt], rounds == "paper"
-    stream.prefill(text[:-1] if encode_open else text)
-    ids, before, began = [], text[-1], begin(stream, trace)
-    if encode_open:  # with the last byte of the prompt, so that the first block costs a call too
-        stream.advance(text[-1:], encode_open)
-
+    check_block_size(state.model, block_size, unmask.rule)
+    sampling = sampling or Sampling()
+    watch = watch or Watch()
+    out = Output(state, prompt, max_bytes, sampling, watch)
+    out.prefill()
     while True:
-        block, _ = fill(stream, [], before, sampling)
-        stream.counters.rounds += 1
-        new, ended = until_end(block[: max_bytes - len(ids)], sampling)
-        ids += new
-        if emit:
-            emit(new)
-        if ended or len(ids) == max_bytes:
-            return finish(stream, ids, began)
-        stream.advance(block, encode_open)
-        before = block[-1]
+        block, _ = fill_block(state, [], out.text[-1], block_size, unmask, sampling, watch)
+        state.counters.rounds += 1
+        if not out.write(block):
+            return out.finish()
+        state.advance(block)
 
 
 def check_block_size(model, block_size, rule=None):
@@ -335,23 +343,7 @@ def check_block_size(model, block_size, rule=None):
         raise BadInput(f"this checkpoint has no chained head: give another --unmask, or {advice}")
 
 
-# ---- run: the idea on a line of text
-
-
-options_from = idea_options("diffusion.py", "Show blocks and the mask.", "def main():", plot=True)
-
-
-def main(argv=None):
-    options = options_from(argv)
-    data = os.fsencode(options.text)
-    if not 2 <= len(data) <= 60:
-        raise BadInput(f"--text has {len(data)} bytes: the picture needs 2 to 60")
-    patcher = patcher_from(checkpoint.load(checkpoint.find(options.checkpoint)))
-    recipe, ids = Recipe(4, **RECIPES["paper"]), torch.tensor([[BOS] + encode(data)])
-    closes = patcher.closes(ids[0])[None, :-1]
-    blocks = make_blocks(ids, closes, recipe, [torch.Generator().manual_seed(0)])
-    show_blocks(data, closes[0].tolist(), blocks, recipe.block_size, sees, options.plot)
-
-
 if __name__ == "__main__":
-    run(main)
+    from measure import ideas
+
+    ideas.show("diffusion")

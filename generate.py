@@ -1,31 +1,38 @@
-"""From logits to bytes: sampling, what a generation cost, plain BLT and its slow twin.
+"""From logits to bytes: sampling, the plain state, plain BLT, what a generation made and cost.
 
 Run it to watch plain BLT write, how sure it is of each byte, and the passes behind it:
 
     python generate.py --prompt "def "
 
-A sampler is a function that returns a Generation: what it made and what it cost. Letters in shape
-comments: n rows of logits, V vocabulary.
+A *state* holds the bytes of one text and answers questions about what follows. `Prefix` is the
+plain one: it runs the model over the whole text at each question. fast/stream.py has the other,
+which keeps what was computed; both have the same few calls, so every sampler is written once.
+fast/load.py compares the two whenever a checkpoint is loaded, tests/test_stream.py call by call.
+
+    extend(ids)          takes n bytes in -> logits of the byte after each of them (n, V)
+    advance(ids)         takes n bytes in, for callers who do not need the logits
+    peek(ids, block)     the decoder's rows for n ids behind the text and for the K cells of a block
+                         behind those -> (n + K, D); both read the last latent there is, and the
+                         text stays what it was
+    rollback(length)     forgets all bytes from position `length` on
+    closes(position)     does the byte there close its patch?
+    length, counters     bytes that it holds (BOS included), and what was run
+
+Letters in shape comments: n rows of logits, K block size, V vocabulary, D width.
 """
 
 import functools
 import math
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from data import BOS, EOS, MASK, PAD, VOCAB, decode, encode
-from model import count_parameters, load_model
-from stream import Counters, Stream
-from support import checkpoint
-from support.flags import idea_options
-from support.terminal import run, table, visible
-
-# ---- how the next byte is chosen
+from data import BOS, EOS, MASK, PAD, VOCAB
+from model import Blocks
+from support.generation import Counters, Generation, Watch
+from support.hardware import synchronize
 
 
 @dataclass
@@ -42,19 +49,13 @@ class Sampling:
         self.generator = torch.Generator().manual_seed(self.seed)
 
 
-def until_end(ids, sampling):
-    """-> (ids up to the first that ends the output, whether there is one)."""
-    for i, id_ in enumerate(ids):
-        if id_ == EOS or id_ in sampling.stop:
-            return ids[:i], True
-    return ids, False
-
-
 @functools.cache
 def penalties(ignore_eos):
     """What bans ids that are no output when it is added to logits, (V,)."""
-    banned = torch.tensor([PAD, BOS, MASK] + [EOS] * ignore_eos)
-    return torch.zeros(VOCAB).index_fill(0, banned, -math.inf)
+    banned = [PAD, BOS, MASK]
+    if ignore_eos:
+        banned.append(EOS)
+    return torch.zeros(VOCAB).index_fill(0, torch.tensor(banned), -math.inf)
 
 
 def ban(logits, sampling):
@@ -65,7 +66,8 @@ def ban(logits, sampling):
 def distribution(logits, sampling):
     """What `draw` draws the next byte from: logits (n, V) -> probabilities (n, V) on the CPU.
 
-    Never in less than float32. Greedy: the banned logits, the best of which needs no probability.
+    Never in less than float32. At temperature 0 it returns logits, without those that are banned:
+    the best one needs no probability.
     """
     logits = ban(logits.cpu(), sampling)
     if logits.dtype in (torch.bfloat16, torch.float16):
@@ -92,195 +94,138 @@ def draw(p, sampling):
     return torch.searchsorted(mass, chance * mass[:, -1:], right=True)[:, 0].tolist()
 
 
-# ---- what a generation made and what it cost
+# ---- the plain state
 
 
-def gigabytes(decoder_nfes, encoder_global_nfes, decoder, encoder_global, bits=16):
-    """Fast BLT §4.2, Eq. 8: every forward pass (NFE) reads each parameter of its part once -> GB.
+class Prefix:
+    """The plain state: the bytes so far, and the model run over all of them at each question.
 
-    decoder, encoder_global: parameters of the parts. The n-gram tables are not among them: a pass
-    reads a few of their entries, looked up one by one. GB are 1e9 bytes.
+    Its counters are those of the fast state, which does not run again what it has run before.
     """
-    numbers_read = decoder_nfes * decoder + encoder_global_nfes * encoder_global
-    return bits / 8 * numbers_read / 1e9
 
-
-@dataclass
-class Generation:
-    """What a sampler returns; also the sum of several, which `total` makes."""
-
-    ids: list  # generated, without the id that ended them
-    counters: Counters
-    seconds: float  # after the prefill
-    sizes: dict  # parameters by part, the patcher among them
-
-    @classmethod
-    def total(cls, several):
-        """Several generations of one model as one: all their ids, the sums of what they cost."""
-        counters = Counters()
-        for name, zero in vars(counters).items():
-            values = [getattr(made.counters, name) for made in several]
-            if isinstance(zero, dict):
-                values = map(Counter, values)
-            setattr(counters, name, sum(values, zero))
-        ids = [id_ for made in several for id_ in made.ids]
-        return cls(ids, counters, sum(made.seconds for made in several), several[0].sizes)
+    def __init__(self, model, patcher):
+        self.model = model
+        self.patcher = patcher
+        self.ids = []
+        self.closed = []  # of each of them: does it close its patch?
+        self.counters = Counters()
 
     @property
-    def new_bytes(self):
-        """Bytes generated; what ended them is not counted."""
+    def length(self):
+        """Bytes that it holds, BOS included."""
         return len(self.ids)
 
-    @property
-    def bytes_per_second(self):
-        """Speed after the prefill."""
-        return self.new_bytes / max(self.seconds, 1e-9)
+    def closes(self, position):
+        """Does the byte at this position close its patch?"""
+        return self.closed[position]
+
+    def advance(self, ids):
+        """Take n bytes in."""
+        known = self.length
+        self.ids += ids
+        text = torch.tensor(self.ids, device=self.model.device)
+        self.closed = self.patcher.closes(text).tolist()
+        new_patches = sum(self.closed[known:])
+        self.counters.bytes_advanced += len(ids)
+        self.counters.patches_closed += new_patches
+        self.counters.entropy += int(self.patcher.needs_entropy)
+        if new_patches:  # else there is no new latent to compute
+            self.counters.encoder_global += 1
+
+    @torch.inference_mode()
+    def extend(self, ids):
+        """Take n bytes in -> logits of the byte after each of them (n, V)."""
+        self.advance(ids)
+        return self.model.decoder.head(self.rows(self.ids, self.closed)[-len(ids) :])
+
+    def peek(self, ids=(), block=()):
+        """Decoder rows of n ids behind the text and of K cells behind those (n + K, D)."""
+        return self.rows(self.ids, self.closed, ids, block)[self.length :]
+
+    @torch.inference_mode()
+    def rows(self, text, closes, drafted=(), cells=()):
+        """The decoder's last rows of a text of N ids, and of what is laid behind it (N + n + K, D).
+
+        What is drafted closes no patch, whatever the patcher would say of it: it reads the last
+        latent that the text has.
+        """
+        device = self.model.device
+        blocks = None
+        if drafted or cells:
+            blocks = Blocks.behind(len(text), drafted, cells, device)
+        self.counters.decoder += 1
+        text = torch.tensor([text], device=device)
+        return self.model.rows(text, torch.tensor([closes], device=device), blocks)[0]
+
+    def rollback(self, length):
+        """Forget all bytes from position `length` on."""
+        self.counters.bytes_advanced -= self.length - length
+        self.counters.patches_closed -= sum(self.closed[length:])
+        del self.ids[length:]
+        del self.closed[length:]
+
+
+class Output:
+    """The text that a sampler writes behind its prompt, until it ends."""
+
+    def __init__(self, state, prompt, max_bytes, sampling, watch):
+        """prompt: ids without BOS."""
+        self.state = state
+        self.text = [BOS, *prompt]
+        self.first = len(self.text)  # where the output begins
+        self.last = self.first + max_bytes
+        self.sampling = sampling
+        self.watch = watch
 
     @property
-    def acceptance(self):
-        """Share of drafted bytes that verification accepted, or None where nothing was drafted."""
-        c = self.counters
-        return c.accepted / c.drafted if c.drafted else None
+    def left(self):
+        """How many bytes may follow."""
+        return self.last - len(self.text)
 
-    @property
-    def mean_patch(self):
-        """Bytes a patch, or None if no patch closed."""
-        c = self.counters
-        return c.bytes_advanced / c.patches_closed if c.patches_closed else None
+    def prefill(self):
+        """Let the state take the prompt in -> logits of what follows (1, V). The clock starts."""
+        logits = self.state.extend(self.text)[-1:]
+        spent = self.state.counters
+        passes = {name: getattr(spent, name) for name in ("decoder", "encoder_global", "entropy")}
+        self.state.counters = Counters(prefill=Counter(passes))
+        synchronize(self.state.model.device)
+        self.watch.begin(self.state)
+        self.began = time.perf_counter()
+        return logits
 
-    def gigabytes(self, bits=16):
-        """Eq. 8 at `bits` a parameter, without the patcher's passes, as the paper has it."""
-        size, c = self.sizes, self.counters
-        together = size["encoder"] + size["global"]
-        chained = bits / 8 * c.chain * size["chain"] / 1e9  # once for each cell of a draft
-        return chained + gigabytes(c.decoder, c.encoder_global, size["decoder"], together, bits)
+    def write(self, ids):
+        """Take new ids, up to one that ends the output -> may more follow?"""
+        ids = ids[: self.left]
+        ends = [i for i, id_ in enumerate(ids) if id_ == EOS or id_ in self.sampling.stop]
+        if ends:
+            ids = ids[: ends[0]]
+        self.text += ids
+        self.watch.bytes(ids)
+        return not ends and self.left > 0
 
-    def gigabytes_with_patcher(self, bits=16):
-        """As `gigabytes`, and the patcher's passes."""
-        return self.gigabytes(bits) + bits / 8 * self.counters.entropy * self.sizes["patcher"] / 1e9
-
-    def cost(self):
-        """The sums that every report gives, by their JSON keys."""
-        c = self.counters
-        return {
-            "new_bytes": self.new_bytes,
-            "seconds": self.seconds,
-            "bytes_per_second": self.bytes_per_second,
-            "decoder_nfes": c.decoder,
-            "encoder_global_nfes": c.encoder_global,
-            "entropy_nfes": c.entropy,
-            "bandwidth_gb": self.gigabytes(),
-        }
-
-
-def begin(stream, trace):
-    """A sampler has taken its prompt in: the clock starts -> the time. trace: or None."""
-    if trace:
-        trace.begin(stream)
-    return time.perf_counter()
-
-
-def finish(stream, ids, began, counters=None):
-    """The Generation of a sampler that ends now. counters: if not those of the stream."""
-    seconds = time.perf_counter() - began
-    sizes = {**stream.model.sizes(), "patcher": count_parameters(stream.patcher)}
-    return Generation(ids, counters or stream.counters, seconds, sizes)
-
-
-# ---- plain BLT
-
-
-def generate(model, patcher, prompt, max_bytes, *, sampling=None, emit=None, trace=None):
-    """Plain BLT, byte by byte from true caches.
-
-    prompt: ids without BOS. emit: called with each list of new ids. trace.round sees every byte
-    as a round in which nothing was drafted (speculate.py has others).
-    """
-    sampling = sampling or Sampling()
-    stream = Stream(model, patcher)
-    logits, ids = stream.prefill([BOS, *prompt]), []
-    began = begin(stream, trace)
-    while len(ids) < max_bytes:
-        if ids:
-            logits = stream.extend(ids[-1:])[-1]
-        drawn = draw(distribution(logits[None], sampling), sampling)
-        if trace and ids:
-            trace.round(stream.taken(stream.length - 1), [], 0, drawn[0])
-        new, ended = until_end(drawn, sampling)
-        if ended:
-            break
-        ids += new
-        if emit:
-            emit(new)
-    return finish(stream, ids, began)
-
-
-@torch.no_grad()
-def generate_uncached(model, patcher, prompt, max_bytes, sampling=None):
-    """The slow twin: the whole prefix through the whole model for every byte. Ids in and out."""
-    sampling, ids = sampling or Sampling(), [BOS, *prompt]
-    for _ in range(max_bytes):
-        prefix = torch.tensor(ids, device=model.decoder.head.weight.device)
-        logits = model(prefix[None], patcher.closes(prefix)[None])[0, -1:]
-        new, ended = until_end(draw(distribution(logits, sampling), sampling), sampling)
-        if ended:
-            break
-        ids += new
-    return ids[1 + len(prompt) :]
-
-
-# ---- how likely bytes are
-
-
-def next_byte_loss(logits, ids):
-    """Mean cross-entropy in nats of every next byte, the last position's too.
-
-    logits (B, N, V), ids (B, N + 1).
-    """
-    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+    def finish(self):
+        """-> the Generation."""
+        seconds = time.perf_counter() - self.began
+        state = self.state
+        sizes = {**state.model.sizes(), "patcher": state.patcher.size()}
+        return Generation(self.text[self.first :], state.counters, seconds, sizes)
 
 
 @torch.inference_mode()
-def bits_per_byte(model, patcher, documents, show=None):
-    """Bits that the model needs for each byte of `documents` (ids, BOS first), EOS in the sum.
-
-    Every byte is predicted once, from all that precedes it in its document. show: called with the
-    bytes of each piece done.
-    """
-    nats, count, piece = 0.0, 0, 512
-    for ids in documents:
-        ids, stream = ids.tolist(), Stream(model, patcher, max_rows=piece)
-        for i in range(0, len(ids) - 1, piece):
-            targets = torch.tensor(ids[i + 1 : i + 1 + piece])
-            # (n, V)
-            logits = stream.extend(ids[i : i + piece])[: len(targets)].float().cpu()
-            nats += F.cross_entropy(logits, targets, reduction="sum").item()
-            if show:
-                show(len(targets))
-        count += len(ids) - 2
-    return nats / math.log(2) / max(1, count)
-
-
-# ---- run: plain BLT at work
-
-
-options_from = idea_options("generate.py", "Watch plain BLT write.", "def ", bytes=12)
-
-
-def main(argv=None):
-    options = options_from(argv)
-    stream = Stream(*load_model(checkpoint.find(options.checkpoint)))
-    sampling, rows = Sampling(ignore_eos=True), []
-    logits = stream.prefill([BOS, *encode(os.fsencode(options.text))])
-    for _ in range(options.bytes):
-        best = torch.softmax(ban(logits, sampling), -1).topk(3)
-        id_, *others = (visible(decode([i])) for i in best.indices.tolist())
-        logits = stream.extend(best.indices[:1].tolist())[-1]
-        closes = "closes" if stream.closes(stream.length - 1) else ""
-        passes = [stream.counters.encoder_global, stream.counters.decoder]
-        rows.append([id_, f"{best.values[0]:.0%}", "  ".join(others), closes, *passes])
-    print(table(["byte", "sure", "or", "its patch", "encoder+global", "decoder"], rows))
+def generate(state, prompt, max_bytes, *, sampling=None, watch=None):
+    """Plain BLT, byte by byte. state: a new one; prompt: list of ids without BOS -> Generation."""
+    sampling = sampling or Sampling()
+    out = Output(state, prompt, max_bytes, sampling, watch or Watch())
+    logits = out.prefill()
+    while True:
+        byte = draw(distribution(logits, sampling), sampling)
+        out.watch.round(state, [], 0, byte[0])  # a round in which nothing was drafted
+        if not out.write(byte):
+            return out.finish()
+        logits = state.extend(byte)
 
 
 if __name__ == "__main__":
-    run(main)
+    from measure import ideas
+
+    ideas.show("generate")

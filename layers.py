@@ -1,12 +1,12 @@
-"""Who sees whom, RoPE, the Transformer layer, cross-attention and the KV cache.
+"""Who sees whom, RoPE, the Transformer layer, cross-attention, the chained head.
 
 Patcher, encoder, global model and decoder are all made of these pieces. Run it to see the
 attention rule as a picture of clean rows and one block:
 
     python layers.py
 
-Letters in shape comments: B batch, N rows (bytes, or patches), S rows seen, P rows of blocks,
-D width, H heads, C = D / H head width.
+Letters in shape comments: B batch, N rows (bytes, or patches), S rows that are read, K cells of a
+block, D width, H heads, C = D / H head width.
 """
 
 from typing import NamedTuple
@@ -15,60 +15,89 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.machine import flexible
-from support.show import draw_rows
-from support.terminal import Parser, run
+from support.hardware import block_mask, flexible
+
+CLEAN = -1  # stands where a row of a block has the start of its block
 
 # ---- who sees whom
 
 
-def in_window(key, start, window):
-    """Is `key` one of the `window` positions before `start`?"""
-    return (key < start) & (key >= start - window)
+class Rows(NamedTuple):
+    """What decides who sees whom: of each row, (N,) or (B, N)."""
+
+    position: torch.Tensor  # of its byte (or patch) in the text
+    start: torch.Tensor  # first position of its block; CLEAN for a row of the text itself
+    draft: (
+        torch.Tensor
+    )  # bool: a byte of a block that is read from left to right, no diffusion cell
+
+    @classmethod
+    def clean(cls, n, device):
+        """Rows 0..n-1 of a text."""
+        position = torch.arange(n, device=device)
+        start = torch.full_like(position, CLEAN)
+        return cls(position, start, torch.zeros_like(position, dtype=torch.bool))
 
 
-def causal(query, key, window):
-    """May the clean row at `query` read that at `key`? Positions (N, 1), (1, S) -> bool (N, S)."""
-    return in_window(key, query + 1, window)
+def sees(query, key, window):
+    """May the row `query` read the row `key`? Rows whose shapes broadcast -> bool (Fast BLT §3.2).
 
-
-def sees(query, query_block, key, key_block, window):
-    """The attention rule of clean rows and of the rows of blocks (Fast BLT §3.2) -> bool.
-
-    query, key: byte positions; query_block, key_block: where the row's block starts, or -1 for a
-    clean row; shapes broadcast. Nobody reads a block but its own rows, and a block reads only what
-    was there before it: a clean row from its start on would hold its answer.
+    A clean row (of the text) reads the last `window` clean rows, itself included. Rows of a block
+    read the clean rows before the block: a cell is to tell its own byte, which the clean row there
+    holds. Of their own block (no two of a text have one start) cells read everything, and draft
+    rows themselves and what stands before them. Nobody else reads a block.
     """
-    clean_query, clean_key = query_block < 0, key_block < 0
-    # The first position whose clean row must stay hidden.
-    start = torch.where(clean_query, query + 1, query_block)
-    past = clean_key & in_window(key, start, window)
-    own_block = ~clean_query & (key_block == query_block)
-    return past | own_block
+    clean_query = query.start == CLEAN
+    clean_key = key.start == CLEAN
+    left_to_right = clean_query | query.draft
+    # The first position whose clean row must stay hidden
+    end = torch.where(clean_query, query.position + 1, query.start)
+    # The window reaches back from here
+    newest = torch.where(left_to_right, query.position + 1, query.start)
+    past = clean_key & (key.position < end) & (key.position >= newest - window)
+    own_block = ~clean_query & (key.start == query.start)
+    in_order = (key.position <= query.position) & (key.position >= newest - window)
+    return past | own_block & (in_order | ~query.draft)
 
 
-def mask_of(rule, B, N, S, device):
-    """rule(b, h, query, key) -> bool, as a mask that `attend` takes: (B, 1, N, S).
+def mask_of(rows, window):
+    """Who sees whom among rows, as a mask that `attend` takes: bool (N, N) or (B, 1, N, N).
 
-    On a GPU as blocks of FlexAttention, which asks the rule itself: dense ones take gigabytes.
+    For a batch on a GPU it is a BlockMask of FlexAttention, which asks the same rule tile by tile:
+    dense masks would take gigabytes there.
     """
-    if device.type == "cuda":
-        return flexible("create_block_mask")(rule, B, None, N, S, device)
-    b, query, key = (torch.arange(n, device=device) for n in (B, N, S))
-    return rule(b[:, None, None], 0, query[:, None], key)[:, None]
 
+    def rule(b, h, query, key):
+        of_query = Rows(*(x[b, query] for x in rows))
+        of_key = Rows(*(x[b, key] for x in rows))
+        return sees(of_query, of_key, window)
 
-# ---- RoPE
+    if rows.position.ndim == 2 and rows.position.device.type == "cuda":
+        return block_mask(rule, *rows.position.shape, rows.position.device)
+    query = Rows(*(x[..., :, None] for x in rows))
+    key = Rows(*(x[..., None, :] for x in rows))
+    mask = sees(query, key, window)
+    # (B, N, N) -> (B, 1, N, N): all heads alike
+    return mask[:, None] if mask.ndim == 3 else mask
 
 
 def rotary(positions, head_width, rope_base, dtype=torch.float32):
-    """RoPE factors at `positions` (..., N) -> cos, sin, each (..., N, 1, 1, C); exact anywhere."""
-    frequency = rope_base ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
-    # (..., N, 1, 1, C/2)
-    angle = positions.cpu().double()[..., None, None, None] * frequency
-    cos, sin = torch.cos(angle), torch.sin(angle)
+    """RoPE factors at `positions` (..., N) -> cos, sin, each (..., N, 1, 1, C).
+
+    Angles are float64, so that they are exact at any position.
+    """
+    place = positions.device
+    if place.type == "mps":  # it has no float64
+        place = torch.device("cpu")
+    channel = torch.arange(0, head_width, 2, dtype=torch.float64, device=place)
+    frequency = rope_base ** (-channel / head_width)
+    # (..., N, 1, 1, C / 2)
+    angle = positions.to(place).double()[..., None, None, None] * frequency
+    cos = torch.cos(angle)
+    sin = torch.sin(angle)
     # (..., N, 1, 1, C), with the signs that `rotate` needs
-    cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    cos = torch.cat([cos, cos], -1)
+    sin = torch.cat([-sin, sin], -1)
     return cos.to(positions.device, dtype), sin.to(positions.device, dtype)
 
 
@@ -78,125 +107,60 @@ def rotate(x, rope):
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-# ---- attention
+def attend(q, k, v, mask=None):
+    """Attention of q (B, H, N, C) over k, v (B, H, S, C) -> (B, H, N, C).
 
-
-def attend(q, k, v, mask=None, is_causal=False):
-    """Attention of q (B, H, N, C) over k, v (B, H, S, C).
-
-    mask (.., N, S): bool, or 0 / -inf in q's own number format, or a BlockMask.
+    mask: None, bool or 0 / -inf (.., N, S), or a BlockMask.
     """
     if mask is not None and not isinstance(mask, torch.Tensor):
         return flexible("flex_attention")(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask)
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # With narrow heads the fused kernels of CPUs are faster in float32 than in bfloat16.
         with torch.autocast("cpu", enabled=False):
-            q, k, v = q.float(), k.float(), v.float()
-            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal)
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
+    return F.scaled_dot_product_attention(q, k, v, mask)
 
 
-def attend_window(q, k, v, window):
-    """Causal attention in which a row sees `window` rows, itself included: (B, H, N, C) each.
+def attend_few(q, k, v, there=None):
+    """As attend, where there are few rows: each score is a sum of products, written out.
 
-    Chunks of `window` rows see themselves and the chunk before: N * 2 window scores, not N * N.
+    there (B, S) bool: which rows of k and v there are. Fused kernels fill tiles of 64 queries.
     """
-    B, H, N, C = q.shape
-    if N <= window:
-        return attend(q, k, v, is_causal=True)
-    q, k, v = (F.pad(x, (0, 0, 0, -N % window)) for x in (q, k, v))
-    chunks = q.shape[2] // window
-
-    def in_chunks(x):
-        # (B, H * chunks, window, C)
-        return x.reshape(B, H * chunks, window, C)
-
-    def with_previous(x):
-        # (B, H * chunks, 2 * window, C)
-        previous = F.pad(x, (0, 0, window, 0))[:, :, :-window]
-        return torch.cat([in_chunks(previous), in_chunks(x)], 2)
-
-    position = torch.arange(2 * window, device=q.device)
-    allowed = causal(position[window:, None], position[None], window)
-    # (H, chunks, window, 2 * window): nothing comes before the first chunk
-    allowed = allowed.repeat(H, chunks, 1, 1)
-    allowed[:, 0, :, :window] = False
-    y = attend(in_chunks(q), with_previous(k), with_previous(v), allowed.flatten(0, 1))
-    return y.reshape(B, H, -1, C)[:, :, :N]
+    # (B, H, N, 1, C) * (B, H, 1, S, C) -> (B, H, N, S)
+    scores = (q[..., :, None, :] * k[..., None, :, :]).sum(-1) * q.shape[-1] ** -0.5
+    if there is not None:
+        scores = scores.masked_fill(~there[:, None, None], -torch.inf)
+    shares = scores.softmax(-1).to(v.dtype)
+    # (B, H, N, S, 1) * (B, H, 1, S, C) -> (B, H, N, C)
+    return (shares[..., None] * v[..., None, :, :]).sum(-2)
 
 
-# ---- where a pass's rows lie and whom they see
+class View(NamedTuple):
+    """How the layers of a stack see the rows of a pass: RoPE factors, and who sees whom.
 
-
-class WholeView(NamedTuple):
-    """Rows of whole sequences, nothing cached: training, and the slow twins of generation."""
-
-    rope: tuple  # factors of all N rows
-    # (.., P, N): whom the last P rows see; those before are causal within each layer's window
-    mask: torch.Tensor | None = None
-
-    @classmethod
-    def causal(cls, n, head_width, rope_base, like):
-        """Rows 0..n-1, each after the other. like: a parameter, for device and number format."""
-        positions = torch.arange(n, device=like.device)
-        return cls(rotary(positions, head_width, rope_base, like.dtype))
-
-    def attend(self, depth, q, k, v, window):
-        """q, k, v (B, H, N, C) of the layer number `depth` -> (B, H, N, C)."""
-        if self.mask is None:
-            return attend_window(q, k, v, window)
-        clean = q.shape[2] - self.mask.shape[-2]
-        y = attend(q[:, :, clean:], k, v, self.mask)
-        if not clean:
-            return y
-        past = attend_window(q[:, :, :clean], k[:, :, :clean], v[:, :, :clean], window)
-        return torch.cat([past, y], 2)
-
-
-class PackedView(NamedTuple):
-    """Rows of several sequences behind each other, without padding: S in all, B sequences."""
-
-    rope: tuple  # factors of all S rows
-    row: torch.Tensor  # (S,) which sequence each belongs to
-    position: torch.Tensor  # (S,) its place there
-
-    def attend(self, depth, q, k, v, window):
-        """q, k, v (1, H, S, C) -> (1, H, S, C). Attention alone is padded: it costs least so."""
-        place = self.row, self.position
-        size = int(self.row.max()) + 1, int(self.position.max()) + 1
-
-        def spread(x):
-            # (1, H, S, C) -> (B, H, M, C)
-            x = x[0].transpose(0, 1)
-            return x.new_zeros(*size, *x.shape[1:]).index_put(place, x).transpose(1, 2)
-
-        y = attend_window(spread(q), spread(k), spread(v), window)
-        return y.transpose(1, 2)[place].transpose(0, 1)[None]
-
-
-class CachedView(NamedTuple):
-    """The next N rows of one endless sequence, whose earlier keys and values a Cache holds."""
+    fast/cache.py has another kind, whose earlier keys and values are kept.
+    """
 
     rope: tuple
-    mask: torch.Tensor | None  # (N, S), 0 or -inf: whom they see; None: all of `past`
-    past: torch.Tensor  # (layers, 2, B, H, S, C), rows up to and including these, to be filled in
+    mask: torch.Tensor
 
-    def attend(self, depth, q, k, v, window):
-        """As WholeView.attend; the window is in the mask already."""
-        keys, values = self.past[depth]
-        keys[:, :, -q.shape[2] :], values[:, :, -q.shape[2] :] = k, v
-        return attend(q, keys, values, self.mask)
+    @classmethod
+    def of(cls, rows, window, head_width, rope_base, dtype):
+        """Of rows whose keys and values are all here, nothing kept."""
+        return cls(rotary(rows.position, head_width, rope_base, dtype), mask_of(rows, window))
 
-
-# ---- layers
+    def attend(self, q, k, v, depth):
+        """q, k, v (B, H, N, C) of layer number `depth` of the stack -> (B, H, N, C)."""
+        return attend(q, k, v, self.mask)
 
 
 class Layer(nn.Module):
-    """Pre-norm Transformer layer: attention with RoPE over a sliding window, SwiGLU; no biases."""
+    """Pre-norm Transformer layer: attention with RoPE, then SwiGLU; no biases."""
 
-    def __init__(self, width, heads, hidden, window):
+    def __init__(self, width, heads, hidden, depth=0):
         super().__init__()
-        self.heads, self.window = heads, window
+        self.heads = heads
+        self.depth = depth  # its number in its stack
         self.attention_norm = nn.RMSNorm(width, eps=1e-5)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -204,42 +168,47 @@ class Layer(nn.Module):
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)  # both in one product
         self.down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x, view, depth):
-        """x (B, N, D) -> (B, N, D). view: who sees whom; depth: number of this layer."""
+    def forward(self, x, view):
+        """x (B, N, D) -> (B, N, D)."""
         B, N, D = x.shape
-        # (B, N, 3, H, C)
+        # (B, N, 3 D) -> (B, N, 3, H, C)
         qkv = self.qkv(self.attention_norm(x)).view(B, N, 3, self.heads, D // self.heads)
-        # each (B, H, N, C)
-        q, k = rotate(qkv[:, :, :2], view.rope).permute(2, 0, 3, 1, 4).unbind(0)
+        # (B, N, 2, H, C) -> q, k (B, H, N, C)
+        q, k = rotate(qkv[:, :, :2], view.rope).permute(2, 0, 3, 1, 4)
         v = qkv[:, :, 2].transpose(1, 2)
-        y = view.attend(depth, q, k, v, self.window)
+        y = view.attend(q, k, v, self.depth)
         # (B, H, N, C) -> (B, N, D)
         x = x + self.out(y.transpose(1, 2).reshape(B, N, D))
-        # each (B, N, hidden)
+        # (B, N, 2 hidden) -> each (B, N, hidden)
         gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
 
 
 class Stack(nn.ModuleList):
-    """`depth` Layers of one shape, one after the other."""
+    """Layers of one shape, one after the other."""
 
-    def __init__(self, depth, *shape):
-        super().__init__(Layer(*shape) for _ in range(depth))
+    def __init__(self, layers, width, heads, hidden):
+        super().__init__(Layer(width, heads, hidden, depth) for depth in range(layers))
 
     def forward(self, x, view):
         """x (B, N, D) -> (B, N, D)."""
-        for depth, layer in enumerate(self):
-            x = layer(x, view, depth)
+        for layer in self:
+            x = layer(x, view)
         return x
 
 
 class CrossAttention(nn.Module):
-    """Pre-norm cross-attention between rows of one width, without positions; adds its input once,
-    or `residual` times."""
+    """Pre-norm cross-attention between rows of one width, without positions.
+
+    Rows come in groups, and each group reads sources of its own: the vectors of a patch read its
+    bytes (encoder), or one byte reads the vectors of one latent (decoder).
+    """
 
     def __init__(self, width, heads, residual=1):
+        """residual: how often the input is added to the output; 2 in the original BLT."""
         super().__init__()
-        self.heads, self.residual = heads, residual
+        self.heads = heads
+        self.residual = residual
         self.query_norm = nn.RMSNorm(width, eps=1e-5)
         self.source_norm = nn.RMSNorm(width, eps=1e-5)
         self.q = nn.Linear(width, width, bias=False)
@@ -247,30 +216,23 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def project(self, source):
-        """Keys and values of source (B, S, D), stacked: (2, B, H, S, C)."""
-        B, S, D = source.shape
-        kv = self.kv(self.source_norm(source)).view(B, S, 2, self.heads, D // self.heads)
-        return kv.permute(2, 0, 3, 1, 4)
+        """source (..., D) -> its keys and values side by side (..., 2 D)."""
+        return self.kv(self.source_norm(source))
 
-    def forward(self, x, kv, reads=None):
-        """x (B, N, D) reads kv (2, 1, H, S, C) -> (B, N, D).
+    def forward(self, x, kv, there=None):
+        """x (G, N, D), G groups of N rows, reads kv (G, S, 2 D) -> (G, N, D).
 
-        reads (M, few): which of the S each of M groups of rows reads, -1 for none; the groups are
-        the B N rows in equal parts. None: all rows read all.
+        there (G, S) bool: which of the S sources a group has; None: all of them.
         """
-        (B, N, D), H = x.shape, self.heads
-        M = 1 if reads is None else len(reads)
-        # (M, H, rows of a group, C)
-        q = self.q(self.query_norm(x)).view(M, -1, H, D // H).transpose(1, 2)
-        mask = None
-        if reads is not None:
-            # Copied to who reads it: cheaper than scores of all S, most of them hidden.
-            # (S, 2 D) -> (2, M, H, few, C)
-            kv = F.embedding(reads.clamp(min=0), kv.permute(1, 3, 0, 2, 4).reshape(-1, 2 * D))
-            kv = kv.view(*reads.shape, 2, H, D // H).permute(2, 0, 3, 1, 4)
-            mask = (reads >= 0)[:, None, None]
-        y = attend(q, kv[0], kv[1], mask)
-        return torch.add(self.out(y.transpose(1, 2).reshape(B, N, D)), x, alpha=self.residual)
+        G, N, D = x.shape
+        # (G, N, D) -> (G, H, N, C)
+        q = self.q(self.query_norm(x)).view(G, N, self.heads, -1).transpose(1, 2)
+        # (G, S, 2 D) -> k, v (G, H, S, C)
+        k, v = kv.view(G, -1, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        y = attend_few(q, k, v, there)
+        # (G, H, N, C) -> (G, N, D)
+        y = self.out(y.transpose(1, 2).reshape(G, N, D))
+        return torch.add(y, x, alpha=self.residual)
 
 
 class ChainedHead(nn.Module):
@@ -286,99 +248,19 @@ class ChainedHead(nn.Module):
         self.gru = nn.GRU(2 * width, state, bias=False, batch_first=True)
         self.out = nn.Linear(state, width, bias=False)
 
-    def forward(self, rows, before):
-        """rows (B, K, D) of blocks, before (B, K) the id before each cell -> rows (B, K, D)."""
-        states, _ = self.gru(torch.cat([rows, self.embed(before).to(rows.dtype)], -1))
-        return rows + self.out(states)
+    def forward(self, rows, before, state=None):
+        """rows (B, K, D) of blocks, before (B, K) the id before each cell -> rows (B, K, D), state.
 
-
-# ---- the KV cache
-
-
-class Cache:
-    """Keys and values of one stack: the latest rows of an endless sequence in a fixed buffer.
-
-    Position p lies in slot p - base. When the buffer is full, the rows still needed move to its
-    front. Rows from the position that the owner writes next are scratch.
-    """
-
-    def __init__(self, layers, heads, head_width, window, max_rollback, max_rows, rope_base, like):
-        """window: rows a row sees. max_rollback: how far back the owner may go. max_rows: most
-        rows that a pass writes. like: a parameter.
+        state (1, B, S): what the cells further to the left left behind, None for the first.
         """
-        self.window, self.max_rollback, self.rope_base = window, max_rollback, rope_base
-        self.capacity = 2 * (window + max_rollback) + max_rows
-        shape = layers, 2, 1, heads, self.capacity, head_width
-        # Not filled: of a wide window only what is used becomes memory, and no other row is read.
-        self.rows = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self.base, self.masks = 0, {}
-        self.turn()
-
-    def turn(self):
-        """Compute the RoPE factors of the positions that the buffer holds now."""
-        if self.rope_base:
-            slots = torch.arange(self.base, self.base + self.capacity, device=self.rows.device)
-            # each (capacity, 1, 1, C)
-            self.rope = rotary(slots, self.rows.shape[-1], self.rope_base, self.rows.dtype)
-
-    def span(self, low, high):
-        """Rows of positions low..high-1 to read and fill: (layers, 2, 1, H, high - low, C)."""
-        if high - self.base > self.capacity:
-            base = max(self.base, low - self.max_rollback)
-            kept = self.rows[..., base - self.base :, :].clone()
-            self.rows[..., : kept.shape[-2], :] = kept
-            self.base = base
-            self.turn()
-        if low < self.base:
-            raise ValueError(f"position {low} is no longer held: the cache starts at {self.base}")
-        return self.rows[..., low - self.base : high - self.base, :]
-
-    def view(self, first, n, block=0):
-        """A pass over the n rows from position `first` on, the last `block` of them one block."""
-        one_clean_row = n == 1 and not block  # sees all that it is given: no mask
-        low = max(0, first - self.window + one_clean_row)
-        past = self.span(low, first + n)
-        # each (n, 1, 1, C)
-        rope = tuple(r[first - self.base : first + n - self.base] for r in self.rope)
-        mask = None if one_clean_row else self.mask(n, block)
-        if mask is not None and past.shape[-2] < mask.shape[-1]:
-            # A slice of it would begin at any address: kernels of GPUs want one they can divide.
-            mask = mask[:, -past.shape[-2] :].clone()
-        return CachedView(rope, mask, past)
-
-    def mask(self, n, block):
-        """Whom n rows see of the `window` rows before them and of themselves, (n, window + n)."""
-        if (n, block) not in self.masks:
-            if len(self.masks) > 64:
-                self.masks.clear()  # odd prefill sizes must not pile up
-            position = torch.arange(-self.window, n)
-            start = torch.where(position >= n - block, n - block, -1)
-            query = slice(self.window, None)
-            allowed = sees(
-                position[query, None], start[query, None], position[None], start[None], self.window
-            )
-            mask = torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))
-            self.masks[n, block] = mask.to(self.rows.device, self.rows.dtype)
-        return self.masks[n, block]
-
-
-# ---- run: the rule as a picture
-
-
-def options_from(argv):
-    return Parser(prog="layers.py", description="Draw the attention rule.").parse_args(argv)
-
-
-def main(argv=None):
-    options_from(argv)
-    n, window, begin, K = 12, 6, 8, 4
-    position = torch.cat([torch.arange(n), begin + torch.arange(K)])
-    start = torch.cat([torch.full((n,), -1), torch.full((K,), begin)])
-    seen = sees(position[:, None], start[:, None], position[None], start[None], window)
-    names = [str(p % 10) for p in position.tolist()]
-    print(f"{n} clean rows that see {window}, and a block of {K} at position {begin}")
-    draw_rows(seen.tolist(), ["clean"] * n + ["block"] * K, names, [n, K])
+        inputs = torch.cat([rows, self.embed(before).to(rows.dtype)], -1)
+        # Under autocast cuDNN's GRU would run in float16, whose gradients vanish here.
+        with torch.autocast(rows.device.type, enabled=False):
+            states, state = self.gru(inputs.to(self.gru.weight_hh_l0.dtype), state)
+        return rows + self.out(states), state
 
 
 if __name__ == "__main__":
-    run(main)
+    from measure import ideas
+
+    ideas.show("layers")

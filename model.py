@@ -1,19 +1,20 @@
-"""The Byte Latent Transformer (BLT §3; Fast BLT §2.1): encoder, global model, decoder; presets.
+"""The Byte Latent Transformer (BLT §3; Fast BLT §2.1): encoder, global model, decoder.
 
 What does a byte read inside a patch? The latent of the last patch that is closed at that byte
 (`latent_read`): its own patch's latent if the byte closes it, else the one before. An unfinished
 patch is never read, so the model is causal byte by byte, and its global part needs to run only
-when a patch closes: see stream.py. Run it for the sizes of every preset:
+when a patch closes. Here everything runs over whole texts; fast/ runs the same from caches. Run
+it for the sizes of every preset:
 
     python model.py
 
-Letters in shape comments: B batch, N byte positions, R decoder rows (N clean ones, then P of
-blocks), M patches of all rows, k vectors a patch, D local width, G global width, V vocabulary, H
-heads, C head width.
+Letters in shape comments: B batch, N byte positions, P rows of blocks, R = N + P decoder rows,
+M patches, L bytes of the longest patch, k vectors a patch, D local width, G global width,
+V vocabulary.
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,20 +22,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from data import VOCAB
-from layers import ChainedHead, CrossAttention, PackedView, Stack, WholeView, mask_of, rotary, sees
-from patcher import PatcherConfig, patcher_from
-from support import checkpoint
-from support.lean import make_lean
-from support.presets import SIZES, TrainingSettings
-from support.terminal import BadInput, Parser, run, table
+from layers import ChainedHead, CrossAttention, Rows, Stack, View
 
 NGRAMS = range(3, 9)  # lengths of the hashed byte n-grams
 LEAD = max(NGRAMS) - 1  # how many ids before a byte its longest n-gram holds
 HASH_PRIME = 1_000_000_007
-ROUND = 64  # patches of a training batch come in multiples of it
-GATHERED = 2**15  # most bytes of patches, padded to one length, that the encoder gathers at once
-
-# ---- configurations and presets
 
 
 @dataclass
@@ -62,45 +54,60 @@ class BLTConfig:
     global_norm: bool = True  # is there a norm behind the global model?
 
 
-class Preset(NamedTuple):
-    """Everything that a size of model brings along."""
+class Blocks(NamedTuple):
+    """Rows laid beside a text for the decoder, (B, P) each: block after block.
 
-    model: BLTConfig
-    training: TrainingSettings
-    patcher: PatcherConfig
-    patcher_training: TrainingSettings
+    A block is drafted bytes, read from left to right, then cells to fill, or one kind alone.
+    """
 
+    ids: torch.Tensor  # the byte of a row, or MASK
+    positions: torch.Tensor  # where in the text it stands
+    starts: torch.Tensor  # first position of its block
+    draft: torch.Tensor  # bool: a drafted byte, no cell
 
-PRESETS = {
-    name: Preset(*(kind(**size[part]) for part, kind in Preset.__annotations__.items()))
-    for name, size in SIZES.items()
-}
-
-# ---- bytes and patches
+    @classmethod
+    def behind(cls, length, drafted, cells, device):
+        """One block behind a text of `length` bytes: lists of ids, drafted ones, then cells."""
+        ids = torch.tensor([[*drafted, *cells]], device=device)
+        positions = torch.arange(length, length + ids.shape[1], device=device)[None]
+        starts = torch.full_like(positions, length)
+        return cls(ids, positions, starts, positions < length + len(drafted))
 
 
 def latent_read(closes):
-    """Which latent each byte reads: closes (B, N) bool -> index (B, N) among the patches of all B.
+    """Which latent each byte reads: closes (B, N) bool -> number (B, N) of a patch of its row.
 
     A byte that closes its patch reads that patch; all others read the one before. Position 0 must
-    close its own (BOS does), so that no row reads another's.
+    close its own (BOS does), so that there is always one to read.
     """
-    return closes.long().flatten().cumsum(0).view_as(closes) - 1
+    return closes.long().cumsum(1) - 1
 
 
-def bytes_of_patches(closes, max_patch):
-    """closes (B, N) -> the bytes of each patch of all B rows, last byte first, (M, max_patch).
+def bytes_of_patches(closes, longest):
+    """The positions of each closed patch: closes (B, N) -> (B, M, L), -1 where it is shorter.
 
-    A byte is its index among all B N of them; -1 where a patch is shorter. 0: the longest one's.
+    longest: L, or 0 for that of the longest patch here. Rows of a batch have as many patches M as
+    the one with most, rounded up to a multiple of 16, since CPUs keep a program for every shape of
+    a product that they have seen.
     """
-    N, flat = closes.shape[1], closes.flatten()
-    last = flat.nonzero()[:, 0]
-    max_patch = max_patch or int(last.diff(prepend=last.new_tensor([-1])).max())
-    found = last[:, None] - torch.arange(max_patch, device=closes.device)
-    # (B N,): how many patches closed before a byte, which is the number of its own
-    own = flat.long().cumsum(0) - flat.long()
-    in_row = found >= (last - last % N)[:, None]
-    return torch.where(in_row & (own[found.clamp(min=0)] == own[last, None]), found, -1)
+    B, N = closes.shape
+    position = torch.arange(N, device=closes.device).expand(B, N)
+    # The patch of each byte: how many have closed before it
+    patch = closes.long().cumsum(1) - closes.long()
+    # Where it starts: behind the last byte that closed one
+    opened = torch.where(closes, position + 1, 0).cummax(1).values
+    start = F.pad(opened, (1, 0))[:, :-1]
+    place = position - start
+    M = int(closes.sum(1).max())
+    if B > 1:
+        M += -M % 16
+    L = longest or int(place[closes].max()) + 1
+    # Bytes of the open patch, which may be of any length, fall into one more, which is cut off.
+    patch = torch.where(patch == closes.sum(1, keepdim=True), M, patch)
+    found = torch.full((B, M + 1, L), -1, device=closes.device)
+    row = torch.arange(B, device=closes.device)[:, None]
+    found[row, patch, place.clamp(max=L - 1)] = position
+    return found[:, :M]
 
 
 def ngram_entries(ids, table_size):
@@ -108,7 +115,7 @@ def ngram_entries(ids, table_size):
     the six n-gram tables, which stand below each other.
     """
     # (8, 6): the power of each id in each table's hash, 0 for those before the n-gram
-    powers = hash_powers().to(ids.device)
+    powers = hash_powers(ids.device)
     # (B, N, 8, 1): a byte and the seven before it
     grams = ids.unfold(1, LEAD + 1, 1)[..., None]
     first = table_size * torch.arange(len(NGRAMS), device=ids.device)
@@ -116,15 +123,12 @@ def ngram_entries(ids, table_size):
 
 
 @functools.cache
-def hash_powers():
+def hash_powers(device):
     """Powers of HASH_PRIME by place in n-grams, in int64 that wraps around -> (8, 6)."""
     powers = torch.zeros(LEAD + 1, len(NGRAMS), dtype=torch.long)
     for i, n in enumerate(NGRAMS):
         powers[-n:, i] = torch.tensor(HASH_PRIME) ** torch.arange(n)
-    return powers
-
-
-# ---- the three parts
+    return powers.to(device)
 
 
 class LocalEncoder(nn.Module):
@@ -135,7 +139,7 @@ class LocalEncoder(nn.Module):
         self.config = c
         self.embed = nn.Embedding(VOCAB, c.width)
         self.hashes = nn.Embedding(len(NGRAMS) * c.ngram_table_size, c.width)  # the six tables
-        self.layers = Stack(c.encoder_layers, c.width, c.heads, c.hidden, c.window)
+        self.layers = Stack(c.encoder_layers, c.width, c.heads, c.hidden)
         self.query = nn.Linear(c.width, c.patch_vectors * c.width, bias=False)
         self.cross = CrossAttention(c.width, c.heads, 1 + c.double_residual)
         joint = c.patch_vectors * c.width
@@ -143,32 +147,38 @@ class LocalEncoder(nn.Module):
         if joint != c.global_width:
             self.to_global = nn.Linear(joint, c.global_width, bias=False)
 
-    def states(self, ids, view=None):
-        """ids (B, LEAD + N), PAD before the start of a text -> states of its bytes (B, N, D).
+    def states(self, ids, view):
+        """ids (B, LEAD + N), PAD before the start of a text -> states of its bytes (B, N, D)."""
+        entries = ngram_entries(ids, self.config.ngram_table_size)
+        B, N, _ = entries.shape
+        # (B N, 6) -> (B N, D) -> (B, N, D)
+        grams = F.embedding_bag(entries.view(B * N, -1), self.hashes.weight, mode="sum")
+        x = self.embed(ids[:, LEAD:]) + grams.view(B, N, -1)
+        return self.layers(x, view)
 
-        view: of a Cache, or None.
-        """
-        c, B, N = self.config, ids.shape[0], ids.shape[1] - LEAD
-        if view is None:
-            view = WholeView.causal(N, c.width // c.heads, c.rope_base, self.query.weight)
-        entries = ngram_entries(ids, c.ngram_table_size).view(B * N, -1)
-        grams = F.embedding_bag(entries, self.hashes.weight, mode="sum").view(B, N, -1)
-        return self.layers(self.embed(ids[:, LEAD:]) + grams, view)
+    def forward(self, states, closes):
+        """states (B, N, D), closes (B, N) -> patch vectors (B, M, G)."""
+        return self.vectors(states, bytes_of_patches(closes, self.config.max_patch))
 
-    def forward(self, states, patches):
-        """states (B, N, D), patches (M, max_patch) as bytes_of_patches -> vectors (1, M, G)."""
-        # (B, N, D) -> (1, B N, D)
-        x = states.reshape(1, -1, self.config.width)
-        kv, vectors = self.cross.project(x), []
-        for some in patches.split(max(1, GATHERED // patches.shape[1])):
-            # (M, max_patch, D) -> (M, D): the largest number of its bytes
-            pooled = F.embedding(some.clamp(min=0), x[0])
-            pooled = pooled.masked_fill(some[..., None] < 0, -torch.inf).amax(1)
-            # (M, D) -> (1, M k, D): a patch reads its own bytes only
-            queries = self.query(pooled).to(x.dtype).view(1, -1, self.config.width)
-            vectors.append(self.cross(queries, kv, some))
-        # (1, M k, D) -> (1, M, G)
-        return self.to_global(torch.cat(vectors, 1).view(1, len(patches), -1)).to(x.dtype)
+    def vectors(self, states, places):
+        """states (B, N, D), places (B, M, L) of each patch's bytes -> patch vectors (B, M, G)."""
+        c = self.config
+        B, M, L = places.shape
+        there = places >= 0
+        there[..., 0] = True  # a row with fewer patches has some more, which nobody reads
+        there = there.view(B * M, L)
+        # (B M, L): the bytes of each patch, as numbers among the B N of all rows
+        row = torch.arange(B, device=places.device)[:, None, None]
+        byte = (states.shape[1] * row + places.clamp(min=0)).view(B * M, L)
+        members = F.embedding(byte, states.flatten(0, 1))
+        kv = F.embedding(byte, self.cross.project(states).flatten(0, 1))
+        # (B M, L, D) -> (B M, D): of each number the largest among the patch's bytes
+        pooled = members.masked_fill(~there[..., None], -torch.inf).amax(1)
+        # (B M, D) -> (B M, k, D): k vectors, which read the patch's own bytes and no others
+        queries = self.query(pooled).to(members.dtype).view(B * M, c.patch_vectors, -1)
+        vectors = self.cross(queries, kv, there)
+        # (B M, k, D) -> (B, M, k D) -> (B, M, G)
+        return self.to_global(vectors.view(B, M, -1)).to(members.dtype)
 
 
 class GlobalModel(nn.Module):
@@ -177,12 +187,11 @@ class GlobalModel(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.config = c
-        shape = c.global_width, c.global_heads, c.global_hidden, c.global_window
-        self.layers = Stack(c.global_layers, *shape)
+        self.layers = Stack(c.global_layers, c.global_width, c.global_heads, c.global_hidden)
         self.norm = nn.RMSNorm(c.global_width, eps=1e-5) if c.global_norm else nn.Identity()
 
     def forward(self, patches, view):
-        """patch vectors (1, M, G) -> latents (1, M, G)."""
+        """patch vectors (B, M, G) -> latents (B, M, G)."""
         return self.norm(self.layers(patches, view))
 
 
@@ -197,42 +206,60 @@ class LocalDecoder(nn.Module):
         self.crosses = nn.ModuleList(
             CrossAttention(c.width, c.heads, 1 + c.double_residual) for _ in range(c.decoder_layers)
         )
-        self.layers = Stack(c.decoder_layers, c.width, c.heads, c.hidden, c.window)
+        self.layers = Stack(c.decoder_layers, c.width, c.heads, c.hidden)
         self.norm = nn.RMSNorm(c.width, eps=1e-5)
         self.head = nn.Linear(c.width, VOCAB, bias=False)
         self.chain = ChainedHead(VOCAB, c.width, c.chain_width) if c.chain_width else None
-        # Of what cross-attentions keep of latents: heads, rows a latent, their width
-        self.latent_shape = c.heads, c.patch_vectors, c.width // c.heads
 
     def latent_keys(self, latents):
-        """What the cross-attentions read of latents (1, M, G).
-
-        -> for each layer its keys and values (2, 1, H, M k, C)
-        """
-        # (1, M k, D)
-        vectors = self.split(latents).to(latents.dtype).view(1, -1, self.config.width)
+        """What the cross-attentions read of latents (B, M, G) -> for each layer (B, M, k, 2 D)."""
+        B, M, _ = latents.shape
+        # (B, M, G) -> (B, M, k, D): a linear map splits a latent into k vectors of local width
+        vectors = self.split(latents).to(latents.dtype).view(B, M, self.config.patch_vectors, -1)
         return [cross.project(vectors) for cross in self.crosses]
 
     def forward(self, ids, latent_keys, reads, view, states=None):
         """ids (B, R) -> last rows (B, R, D), which `head` makes logits of.
 
-        latent_keys: of M latents, as above. reads (B, R): which of the M a row reads, or None where
-        there is but one. states (B, R, D): the encoder's, where rows start from them.
+        latent_keys: of M latents, as above. reads (B, R): which of them a row reads. states
+        (B, R, D): the encoder's, where rows start from them.
         """
-        k = self.config.patch_vectors
-        if reads is not None:  # (B, R) -> (B R, k)
-            reads = k * reads.reshape(-1, 1) + torch.arange(k, device=ids.device)
+        B, R = ids.shape
         x = self.embed(ids) if self.embed else states
-        for depth, (cross, layer) in enumerate(zip(self.crosses, self.layers)):
-            x = layer(cross(x, latent_keys[depth], reads), view, depth)
+        # (B, R): the latent that each row reads, as a number among the B M of all rows
+        number = latent_keys[0].shape[1] * torch.arange(B, device=ids.device)[:, None] + reads
+        for cross, layer, keys in zip(self.crosses, self.layers, latent_keys):
+            # (B, M, k, 2 D) -> (B R, k, 2 D): each row reads the vectors of one latent
+            kv = F.embedding(number, keys.flatten(0, 1).flatten(1)).view(B * R, *keys.shape[2:])
+            # (B, R, D) -> (B R, 1, D) -> (B, R, D)
+            x = cross(x.view(B * R, 1, -1), kv).view(B, R, -1)
+            x = layer(x, view)
         return self.norm(x)
 
+    def chained(self, rows):
+        """The chained head at work on the last rows (K, D) of one block: see ChainedBlock."""
+        return ChainedBlock(self, rows)
 
-# ---- the whole
+
+class ChainedBlock:
+    """Logits of the cells of one block, from left to right, each with the byte before it known."""
+
+    def __init__(self, decoder, rows):
+        self.decoder = decoder
+        self.rows = iter(rows)
+        self.state = None
+
+    def logits(self, before):
+        """The id before the next cell -> that cell's logits (1, V)."""
+        # (D,) -> (1, 1, D): a block of one cell, behind what the state knows
+        row = next(self.rows)[None, None]
+        before = torch.tensor([[before]], device=row.device)
+        row, self.state = self.decoder.chain(row, before, self.state)
+        return self.decoder.head(row)[0]
 
 
 class BLT(nn.Module):
-    """Encoder, global model and decoder over whole sequences; stream.py runs the same, cached."""
+    """Encoder, global model and decoder over whole texts."""
 
     def __init__(self, config):
         super().__init__()
@@ -240,6 +267,11 @@ class BLT(nn.Module):
         self.encoder = LocalEncoder(config)
         self.globe = GlobalModel(config)
         self.decoder = LocalDecoder(config)
+
+    @property
+    def device(self):
+        """Where the weights lie."""
+        return self.decoder.head.weight.device
 
     def init_weights(self):
         """Small normal weights, smaller where a residual branch ends; norms stay one.
@@ -260,68 +292,56 @@ class BLT(nn.Module):
             nn.init.zeros_(self.decoder.chain.out.weight)
         return self
 
-    def latents(self, states, closes):
-        """states (B, N, D) of the encoder, closes (B, N) -> latents (1, M, G) of all B rows.
+    def forward(self, ids, closes, blocks=None):
+        """ids (B, N), closes (B, N) with closes[:, 0] set -> logits of each next byte (B, N, V).
 
-        So none of them is padded. M is rounded up, by first patches once more that nobody reads:
-        CPUs keep a program for every shape of a product that they have seen.
+        With Blocks, the logits of their P cells follow: (B, N + P, V).
+        """
+        return self.decoder.head(self.rows(ids, closes, blocks))
+
+    def rows(self, ids, closes, blocks=None):
+        """As forward, but the decoder's last rows (B, R, D).
+
+        The rows of blocks are laid behind the clean ones (Fast BLT §3.2). They read what is known
+        before their block starts, and each other: see layers.sees.
         """
         c = self.config
-        patches = bytes_of_patches(closes, c.max_patch)
-        row, byte = closes.nonzero().unbind(1)
-        # (B, N) -> (M,): the number of a patch in its row
-        place = (closes.long().cumsum(1) - 1)[row, byte]
-        if len(closes) > 1:
-            more = torch.arange(-len(row) % ROUND, device=row.device)
-            patches = torch.cat([patches, patches[:1].expand(len(more), -1)])
-            row = torch.cat([row, torch.full_like(more, len(closes))])
-            place = torch.cat([place, more])
-        vectors = self.encoder(states, patches)
-        rope = rotary(place, c.global_width // c.global_heads, c.rope_base, vectors.dtype)
-        return self.globe(vectors, PackedView(rope, row, place))
-
-    def forward(self, ids, closes, blocks=None):
-        """ids (B, N), closes (B, N) with closes[:, 0] set -> logits of each next byte (B, N, V)."""
-        return self.decoder.head(self.last_rows(ids, closes, blocks))
-
-    def last_rows(self, ids, closes, blocks=None):
-        """As forward, but the decoder's last rows (B, N, D).
-
-        With blocks (diffusion.Blocks; Fast BLT §3.2) their P rows are laid behind the clean ones:
-        (B, N + P, D). A block's rows read what is known before its start, and each other.
-        """
-        (B, N), c = ids.shape, self.config
-        head_width, like = c.width // c.heads, self.decoder.head.weight
+        B, N = ids.shape
+        rows = Rows.clean(N, ids.device)
+        local = functools.partial(self.view, window=c.window, head_width=c.width // c.heads)
+        states = self.encoder.states(F.pad(ids, (LEAD, 0)), local(rows))
+        patches = self.encoder(states, closes)
+        numbers = Rows.clean(patches.shape[1], ids.device)
+        width = c.global_width // c.global_heads
+        latents = self.globe(patches, self.view(numbers, c.global_window, width))
         reads = latent_read(closes)
-        states = self.encoder.states(F.pad(ids, (LEAD, 0)))
-        keys = self.decoder.latent_keys(self.latents(states, closes))
-        if blocks is None:
-            view = WholeView.causal(N, head_width, c.rope_base, like)
-            return self.decoder(ids, keys, reads, view, states)
-        clean = torch.arange(N, device=ids.device).expand(B, N)
-        # (B, N + P) each
-        reads = torch.cat([reads, reads.gather(1, blocks.starts - 1)], 1)
-        starts = torch.cat([torch.full_like(clean, -1), blocks.starts], 1)
-        positions = torch.cat([clean, blocks.positions], 1)
-        ids = torch.cat([ids, blocks.ids], 1)
+        if blocks is not None:
+            # (B, N) and (B, P) -> (B, R)
+            ids = torch.cat([ids, blocks.ids], 1)
+            # A block reads the latent of the last patch closed before it starts.
+            reads = torch.cat([reads, reads.gather(1, blocks.starts - 1)], 1)
+            of_blocks = Rows(blocks.positions, blocks.starts, blocks.draft)
+            both = zip(rows, of_blocks)
+            rows = Rows(*(torch.cat([x.expand(B, N), y], 1) for x, y in both))
+            if c.byte_states:  # drafted bytes behind the text have states too
+                states = self.encoder.states(F.pad(ids, (LEAD, 0)), local(rows))
+        return self.decoder(ids, self.decoder.latent_keys(latents), reads, local(rows), states)
 
-        def rule(b, h, query, key):
-            of_query, of_key = ((positions[b, i], starts[b, i]) for i in (N + query, key))
-            return sees(*of_query, *of_key, c.window)
-
-        # (B, 1, P, N + P)
-        mask = mask_of(rule, B, blocks.ids.shape[1], ids.shape[1], ids.device)
-        view = WholeView(rotary(positions, head_width, c.rope_base, like.dtype), mask)
-        return self.decoder(ids, keys, reads, view)
+    def view(self, rows, window, head_width):
+        """How a stack sees rows of bytes or patches."""
+        dtype = self.decoder.head.weight.dtype
+        return View.of(rows, window, head_width, self.config.rope_base, dtype)
 
     def sizes(self):
         """Parameters by part. Of the n-gram tables a pass looks up six entries a byte.
 
         Layers of the encoder that a decoder row starts from run as often: they count with it.
         """
-        encoder, tables = self.encoder, self.encoder.hashes.weight.numel()
-        bytewise = count_parameters(nn.ModuleList([encoder.embed, *encoder.layers]))
-        bytewise *= self.config.byte_states
+        encoder = self.encoder
+        tables = encoder.hashes.weight.numel()
+        bytewise = 0
+        if self.config.byte_states:
+            bytewise = count_parameters(nn.ModuleList([encoder.embed, *encoder.layers]))
         chain = count_parameters(self.decoder.chain) if self.decoder.chain else 0
         return {
             "encoder": count_parameters(encoder) - tables - bytewise,
@@ -337,55 +357,7 @@ def count_parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
-# ---- from a checkpoint
-
-
-def model_from(saved, **changes):
-    """The BLT of a loaded checkpoint. changes: of its config, where it may change.
-
-    In float32, or `as_stored`: in the number format and the memory of the file. A chained head that
-    it has not yet is new.
-    """
-    known = checkpoint.config_from(BLTConfig, saved, "config")
-    config = replace(known, **changes)
-    if config.chain_width and not known.chain_width:
-        saved = {**saved, "model": {**BLT(config).init_weights().state_dict(), **saved["model"]}}
-    return checkpoint.build(BLT, config, saved, "model", saved.get("as_stored"))
-
-
-def load_model(path):
-    """The BLT of a checkpoint file and its patcher, ready to generate -> (model, patcher)."""
-    saved = checkpoint.load(path)
-    if not saved["model"]:
-        advice = f"go on with `python train.py --resume {path}`"
-        raise BadInput(f"{path} holds a patcher but no model yet: {advice}")
-    model, patcher = model_from(saved), patcher_from(saved)
-    longest = model.config.max_patch
-    if longest and not 0 < patcher.config.max_patch <= longest:
-        raise checkpoint.damaged(saved, f"its model takes patches of {longest} bytes at most")
-    for part in (model, patcher):
-        if next(part.parameters()).dtype == torch.float32:
-            make_lean(part)
-    return model, patcher
-
-
-# ---- run: the sizes of the presets
-
-
-def options_from(argv):
-    return Parser(prog="model.py", description="Parameters of every preset.").parse_args(argv)
-
-
-def main(argv=None):
-    options_from(argv)
-    rows = []
-    for name, preset in PRESETS.items():
-        with torch.device("meta"):  # shapes alone, no memory
-            sizes = BLT(preset.model).sizes()
-        rows.append([name, *(f"{n / 1e6:,.2f}" for n in sizes.values())])
-    print("parameters in millions; the n-gram tables are looked up, not multiplied")
-    print(table(["preset", *sizes], rows))
-
-
 if __name__ == "__main__":
-    run(main)
+    from measure import ideas
+
+    ideas.show("model")

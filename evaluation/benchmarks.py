@@ -16,11 +16,6 @@ from pathlib import Path
 from evaluation.tasks import Choice, Question, as_bytes, as_example, behind, translation
 from support.terminal import BadInput, check_regular
 
-# What ends the body of a function: the next line that is not indented.
-STATEMENTS = ("def ", "class ", "if ", "for ", "print", "assert ", "import ", "from ")
-TOP_LEVEL = tuple("\n" + start for start in (*STATEMENTS, "#", "@", '"""'))
-
-
 # ---- files
 
 
@@ -48,15 +43,17 @@ def objects_of(path, opener=open):
 def read_arc(name, folder):
     """School questions. Some are padded with doubles: of equal choices only the first stays."""
     for item in objects_of(folder / name):
-        known, kept = dict(enumerate(item["choices"])), list(dict.fromkeys(item["choices"]))
-        gold = kept.index(known[item["gold"]])
+        kept = list(dict.fromkeys(item["choices"]))
+        right = dict(enumerate(item["choices"]))[item["gold"]]  # a place from behind is no gold
+        gold = kept.index(right)
         yield Choice(item["query"] + "\nAnswer:", [" " + choice for choice in kept], gold)
 
 
 def read_piqa(folder):
     """Which of two ways reaches a goal; the answers stand in a file of their own."""
-    items, labels = objects_of(folder / "piqa_valid.jsonl"), folder / "piqa_valid-labels.lst"
-    for item, label in zip(items, lines_of(labels), strict=True):
+    items = objects_of(folder / "piqa_valid.jsonl")
+    labels = lines_of(folder / "piqa_valid-labels.lst")
+    for item, label in zip(items, labels, strict=True):
         choices = [" " + item["sol1"], " " + item["sol2"]]
         yield Choice(f"Question: {item['goal']}\nAnswer:", choices, (0, 1).index(int(label)))
 
@@ -64,8 +61,11 @@ def read_piqa(folder):
 def read_hellaswag(folder):
     """How a scene goes on. Six lines an item: the scene, the answer, four endings."""
     lines = lines_of(folder / "hellaswag_val_full.txt.bz2", bz2.open)
-    while six := list(islice(lines, 6)):
-        scene, label, *endings = six
+    while True:
+        item = list(islice(lines, 6))
+        if not item:
+            return
+        scene, label, *endings = item
         gold = range(len(endings)).index(int(label))
         yield Choice(scene, [" " + ending for ending in endings], gold)
 
@@ -108,8 +108,9 @@ def aligned(language, source, target):
 
 def read_flores(folder, shots=4):
     """FLORES-101 German to English: examples from dev, items from devtest."""
-    parts = (folder / "flores101" / part for part in ("dev", "devtest"))
-    known, asked = (aligned("German", f"{part}.deu", f"{part}.eng") for part in parts)
+    files = folder / "flores101"
+    known = aligned("German", files / "dev.deu", files / "dev.eng")
+    asked = aligned("German", files / "devtest.deu", files / "devtest.eng")
     return behind(islice(known, shots), asked)
 
 
@@ -126,7 +127,8 @@ def read_humaneval(folder):
     """164 functions from their signature and docstring, no example."""
     for item in objects_of(folder / "HumanEval.jsonl.gz", gzip.open):
         tests = f"\n{item['test']}\ncheck({item['entry_point']})\n"
-        yield Question(item["prompt"], item["canonical_solution"], TOP_LEVEL, tests)
+        # What ends the body of a function: the next line that is not indented.
+        yield Question(item["prompt"], item["canonical_solution"], (), tests, indented=True)
 
 
 def read_mbpp(folder):

@@ -4,21 +4,27 @@ Whatever items were read from or made by, they are Choices or Questions.
 """
 
 import math
+import re
 import statistics
 from dataclasses import dataclass, replace
 
 import torch
 
+from bandwidth import cost_of, share, total
 from data import name_bytes
-from generate import Generation
-from support.terminal import print_rows, table_of
+from support.terminal import Column, print_rows, table_of
 
 as_bytes = name_bytes  # text is made of bytes as file names are: those that are no UTF-8 too
-COST = """
-items d items | new_bytes d bytes | bytes_per_second .0f bytes/s | seconds .1f seconds |
-decoder_nfes d decoder NFEs | encoder_global_nfes d encoder/global | entropy_nfes d patcher |
-bandwidth_gb .3g GB by Eq. 8
-"""
+COST = [
+    Column("items", "d", "items"),
+    Column("new_bytes", "d", "bytes"),
+    Column("bytes_per_second", ".0f", "bytes/s"),
+    Column("seconds", ".1f", "seconds"),
+    Column("decoder_nfes", "d", "decoder NFEs"),
+    Column("encoder_global_nfes", "d", "encoder/global"),
+    Column("entropy_nfes", "d", "patcher"),
+    Column("bandwidth_gb", ".3g", "GB by Eq. 8"),
+]
 
 
 def picker(seed):
@@ -37,6 +43,15 @@ class Choice:
     query: str
     choices: list
     gold: int  # the place of the right one
+    separator: str = " "  # what they begin with, which counts for no part of a choice's length
+
+    def sizes(self):
+        """The length of each choice in bytes, without what separates it from the query."""
+        return [len(as_bytes(choice.removeprefix(self.separator))) for choice in self.choices]
+
+
+# A line that is not indented: a blank one, which may stand inside of a body, is none.
+AT_MARGIN = re.compile(r"\n(?=[^ \t\n\r\f])")
 
 
 @dataclass
@@ -48,6 +63,14 @@ class Question:
     stops: tuple  # an answer ends before the first of these
     tests: str = ""  # code is right if prompt + answer + tests runs to its end
     context: str = ""  # worked examples that only stand in front
+    indented: bool = False  # an answer also ends before the next line that is not indented
+
+    def answer_in(self, text):
+        """What a model wrote, up to where the answer ends."""
+        ends = [text.find(stop) for stop in self.stops if stop in text]
+        if self.indented:
+            ends += [found.start() for found in AT_MARGIN.finditer(text)]
+        return text[: min(ends, default=len(text))]
 
 
 def translation(language, source, target):
@@ -70,34 +93,56 @@ def behind(examples, questions):
 
 
 def mean(name, values):
-    """-> {NAME: mean of independent values, NAME_se: its standard error, None for a single one}."""
+    """-> {NAME: mean of independent values, NAME_se: its standard error}.
+
+    A single value has no standard error, and no value no mean: these are None.
+    """
     n = len(values)
     error = statistics.stdev(values) / math.sqrt(n) if n > 1 else None
-    return {name: statistics.mean(values), f"{name}_se": error}
+    return {name: statistics.mean(values) if values else None, f"{name}_se": error}
+
+
+def with_error(value, error):
+    """A number and its standard error as text, ± only where that is known."""
+    if value is None:
+        return None
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
 def show(row, columns, options, note=""):
-    """Print a row of JSON keys: with --json as an object, else as a table with a note below.
+    """Print a row of JSON keys, with --json as an object, else as a table with a note below -> it.
 
-    There a number that has a standard error is text with ± that, if it is known.
+    There a number that has a standard error is shown with it.
     """
     if options.json:
-        return print_rows([{"task": options.task, **row}])
+        print_rows([{"task": options.task, **row}])
+        return row
     shown = dict(row)
-    for name, error in row.items():
-        if (known := name.removesuffix("_se")) != name:
-            shown[known] = f"{row[known]:.4g}" + ("" if error is None else f" ± {error:.2g}")
-    return print(table_of([shown], columns) + note)
+    for name, value in row.items():
+        if f"{name}_se" in row:
+            shown[name] = with_error(value, row[f"{name}_se"])
+    print(table_of([shown], columns) + note)
+    return row
 
 
-def report(score, made, options, **known):
-    """Show score and cost of one run, its passes also for each byte.
+def report(known, score, made, options, chance=None):
+    """Show score and cost of one run, its passes also for each byte -> the row that says all that.
 
-    score: what `mean` makes, of one or several names. made: a Generation for each item. known:
-    what else there is to say of the run, in words.
+    known: what there is to say of the run, words by name. score: what `mean` makes, of one or
+    several names. made: a Generation for each item. chance: what guessing scores, if it is known.
     """
-    row = {**known, **score, "items": len(made), **(cost := Generation.total(made).cost())}
-    passes = [key for key in cost if key.endswith("_nfes")]
-    row |= {f"{key}_per_byte": cost[key] / max(1, cost["new_bytes"]) for key in passes}
+    cost = cost_of(total(made))
+    # Likelihoods write nothing: there is no byte to count the passes for.
+    written = cost["new_bytes"]
+    if not written:
+        cost["bytes_per_second"] = None
+    row = {**known, **score, "items": len(made), **cost}
+    for key, spent in cost.items():
+        if key.endswith("_nfes"):
+            row[f"{key}_per_byte"] = share(spent, written)
     names = [name for name in (*known, *score) if not name.endswith("_se")]
-    show(row, "".join(f"{name} s {name} | " for name in names) + COST, options)
+    columns = [Column(name, "s", name) for name in names] + COST
+    if chance is not None:
+        row["chance"] = chance
+        columns.insert(len(names), Column("chance", ".4g", "by chance"))
+    return show(row, columns, options)

@@ -12,7 +12,6 @@ import functools
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 
 from torch._subclasses import FakeTensorMode
 from tqdm import tqdm
@@ -22,28 +21,63 @@ from patcher import Patcher, PatcherConfig
 from support import checkpoint
 from support.terminal import BadInput, Parser, package, read_file, run
 
-# Our names -> theirs: of sizes; of parts, where "model" is what our Patcher calls its entropy
-# model; and of matrices, each with those that lie below each other in it. FIXED: options of theirs
-# that we have in one way only.
-SIZES, FIXED, PLACES, PIECES = json.loads(Path(__file__).with_suffix(".json").read_text()).values()
+# Our names of sizes -> theirs, in each part of config.json
+SIZES = {
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "hidden": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "rope_base": "rope_theta",
+}
+# Options of theirs that we have in one way only
+FIXED = {
+    "vocab_size": 260,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_type": "default",
+    "patching_mode": "entropy",
+    "encoder_hash_byte_group_nb_functions": 1,
+    "encoder_hash_byte_group_size": [3, 4, 5, 6, 7, 8],
+}
+# Our modules -> theirs, where the names of what is inside of them begin otherwise
+MODULES = {
+    "encoder": "model.local_encoder",
+    "encoder.hashes": "model.encoder_hash_tok_embedding",
+    "encoder.cross": "model.local_encoder.cross_attn_layers.0",
+    "encoder.to_global": "model.global_transformer.token_embedding_projection",
+    "globe": "model.global_transformer",
+    "decoder": "model.local_decoder",
+    "decoder.crosses": "model.local_decoder.cross_attn_layers",
+    "decoder.head": "lm_head",
+    "model": "model.patcher",  # what our Patcher calls its entropy model
+}
+# The last part of our names of matrices -> theirs, which lie below each other in ours
+MATRICES = {
+    "embed": ["embed_tokens"],
+    "head": ["lm_head"],
+    "query": ["patch_embedding_projection"],
+    "split": ["patch_embedding_projection"],
+    "attention_norm": ["input_layernorm"],
+    "ffn_norm": ["post_attention_layernorm"],
+    "query_norm": ["q_norm"],
+    "source_norm": ["k_norm"],
+    "q": ["q_proj"],
+    "kv": ["k_proj", "v_proj"],
+    "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "out": ["self_attn.o_proj"],
+    "gate_up": ["mlp.gate_proj", "mlp.up_proj"],
+    "down": ["mlp.down_proj"],
+}
 LONGEST = "max_position_embeddings"
+PARTS = ("encoder_config", "decoder_config", "global_config", "patcher_config")
 
 # ---- config.json -> our configurations
 
 
-class Options(dict):
-    """An object of config.json, which says what it lacks."""
-
-    def __getitem__(self, name):
-        if self.get(name) is None:
-            raise BadInput(f"config.json says nothing of {name}")
-        return self.get(name)
-
-
 def read_json(path):
-    """-> Options. Raises BadInput for anything else."""
+    """A JSON file that holds an object -> dict. Raises BadInput for anything else."""
     try:
-        found = json.loads(read_file(path, "the weights:"), object_hook=Options)
+        found = json.loads(read_file(path, "the weights:"))
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -51,45 +85,68 @@ def read_json(path):
     return found
 
 
+def option_of(known, name):
+    """What config.json, or a part of it, says of an option. Raises BadInput if that is nothing."""
+    if known.get(name) is None:
+        raise BadInput(f"config.json says nothing of {name}")
+    return known[name]
+
+
 def sizes_of(name, known):
     """SIZES of a part of config.json. Raises BadInput, with its name, for what we don't have."""
-    rope = known[name].get("rope_parameters") or known[name].get("rope_scaling") or {}
-    part = Options({**known, **known[name], **rope})
-    fixed = dict(FIXED, cross_attn_k=known["cross_attn_k"])
-    fixed["num_key_value_heads"] = part["num_attention_heads"]
-    if part["num_hidden_layers"] > 1:  # else all layers are one
+    part = {**known, **known[name]}
+    # Newer files keep what belongs to RoPE by itself.
+    part.update(known[name].get("rope_parameters") or known[name].get("rope_scaling") or {})
+    vectors = option_of(known, "cross_attn_k")
+    fixed = {**FIXED, "cross_attn_k": vectors}
+    fixed["num_key_value_heads"] = option_of(part, "num_attention_heads")
+    if option_of(part, "num_hidden_layers") > 1:  # else all layers are one
         fixed["cross_attn_all_layers"] = name == "decoder_config"
     for option, value in fixed.items():
         if part.get(option, value) not in (value, None):
             problem = f"config.json: {name} has {option} {part[option]}"
             raise BadInput(f"{problem}, this project can do {value} only")
-    return {ours: part[theirs] for ours, theirs in SIZES.items()}
+    return {ours: option_of(part, theirs) for ours, theirs in SIZES.items()}
 
 
 def configurations(folder):
     """config.json -> (BLTConfig, PatcherConfig)."""
     known = read_json(os.path.join(folder, "config.json"))
-    parts = ("encoder_config", "decoder_config", "global_config", "patcher_config")
-    if known.get("model_type") != "blt" or not all(isinstance(known[p], dict) for p in parts):
+    if known.get("model_type") != "blt":
         raise BadInput(f"the config.json in {folder} is of no BLT: give the folder of one")
-    local, decoder, globe, patcher = (sizes_of(name, known) for name in parts)
-    layers = {"encoder_layers": local.pop("layers"), "decoder_layers": decoder.pop("layers")}
+    for name in PARTS:
+        if not isinstance(option_of(known, name), dict):
+            raise BadInput(f"the config.json in {folder} is of no BLT: give the folder of one")
+    local, decoder, globe, patcher = (sizes_of(name, known) for name in PARTS)
+    encoder_layers = local.pop("layers")
+    decoder_layers = decoder.pop("layers")
     if local != decoder or globe.pop("rope_base") != local["rope_base"]:
         raise BadInput("config.json: encoder, decoder and global model differ where ours do not")
     # Older files have no windows: the weights were published with 512. null is all there may be.
-    local["window"] = known.get("local_attention_window_len", 512) or known[parts[0]][LONGEST]
-    patcher["window"] = known[parts[3]].get("sliding_window", 512) or known[parts[3]][LONGEST]
-    globe["window"] = known[parts[2]][LONGEST]  # it has none
-    local["max_patch"] = patcher["max_patch"] = known.get("max_patch_length") or 0
-    return BLTConfig(
-        **(local | layers),
+    window = known.get("local_attention_window_len", 512)
+    sight = known["patcher_config"].get("sliding_window", 512)
+    longest_patch = known.get("max_patch_length") or 0
+    config = BLTConfig(
+        **local,
+        encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers,
+        window=window or option_of(known["encoder_config"], LONGEST),
         **{f"global_{name}": size for name, size in globe.items()},
-        ngram_table_size=known["encoder_hash_byte_group_vocab"],
-        patch_vectors=known["cross_attn_k"],
+        global_window=option_of(known["global_config"], LONGEST),  # it has no window
+        max_patch=longest_patch,
+        ngram_table_size=option_of(known, "encoder_hash_byte_group_vocab"),
+        patch_vectors=option_of(known, "cross_attn_k"),
         byte_states=True,
         double_residual=True,
         global_norm=False,
-    ), PatcherConfig(threshold=known["patching_threshold"], **patcher)
+    )
+    patcher_config = PatcherConfig(
+        **patcher,
+        threshold=option_of(known, "patching_threshold"),
+        window=sight or option_of(known["patcher_config"], LONGEST),
+        max_patch=longest_patch,
+    )
+    return config, patcher_config
 
 
 # ---- their tensors under our names
@@ -98,37 +155,42 @@ def configurations(folder):
 def sources(name):
     """Names of their tensors that lie below each other in ours of that name."""
     name = name.removesuffix(".weight")
-    place = max((p for p in PLACES if f"{name}.".startswith(f"{p}.")), key=len)
-    if place == name:
-        return [f"{PLACES[place]}.weight"]
-    before, _, last = (PLACES[place] + name.removeprefix(place)).rpartition(".")
-    pieces = PIECES.get(last, [last])
-    if "cross" in place:
-        pieces = [piece.removeprefix("self_attn.") for piece in pieces]
-    return [f"{before}.{piece}.weight" for piece in pieces]
+    module = max((m for m in MODULES if f"{name}.".startswith(f"{m}.")), key=len)
+    if module == name:
+        return [f"{MODULES[module]}.weight"]
+    before, _, last = (MODULES[module] + name.removeprefix(module)).rpartition(".")
+    matrices = MATRICES.get(last, [last])
+    if "cross" in module:  # it is one attention, they do not say so again
+        matrices = [matrix.removeprefix("self_attn.") for matrix in matrices]
+    return [f"{before}.{matrix}.weight" for matrix in matrices]
 
 
 def open_tensors(folder):
     """-> {name: tensor, mapped from its file}. Raises BadInput for a file that is not whole."""
-    safetensors, tensors = package("safetensors", "scripts.convert"), {}
-    index, files = os.path.join(folder, "model.safetensors.index.json"), ["model.safetensors"]
+    safetensors = package("safetensors", "scripts.convert")
+    index = os.path.join(folder, "model.safetensors.index.json")
+    files = ["model.safetensors"]
     if os.path.exists(index):
-        files = sorted(set(read_json(index)["weight_map"].values()))
-    for path in (os.path.join(folder, file) for file in files):
+        files = sorted(set(option_of(read_json(index), "weight_map").values()))
+    tensors = {}
+    for file in files:
+        path = os.path.join(folder, file)
         try:
             shard = safetensors.safe_open(path, framework="pt")
         except (OSError, safetensors.SafetensorError) as problem:
             raise BadInput(f"{path} is missing or damaged, download it: {problem}") from None
-        tensors |= {name: shard.get_tensor(name) for name in list(shard.keys())}
+        for name in list(shard.keys()):
+            tensors[name] = shard.get_tensor(name)
     return tensors
 
 
 def check_tensors(theirs, ours):
     """Raises BadInput, with their names, for tensors that do not make up ours."""
-    shapes = {}
+    shapes = {}  # that theirs should have
     for name, tensor in ours.items():
         pieces = sources(name)
-        shapes |= dict.fromkeys(pieces, (tensor.shape[0] // len(pieces), *tensor.shape[1:]))
+        for piece in pieces:
+            shapes[piece] = (tensor.shape[0] // len(pieces), *tensor.shape[1:])
     both = shapes.keys() & theirs.keys()
     model = {name: x.dtype for name, x in theirs.items() if not name.startswith("model.patcher.")}
     wrong = {
@@ -169,14 +231,24 @@ def main(argv=None):
     config, patcher_config = configurations(options.folder)
     theirs = open_tensors(options.folder)
     with FakeTensorMode():  # shapes alone
-        model, patcher = BLT(config).state_dict(), Patcher(patcher_config).state_dict()
+        model = BLT(config).state_dict()
+        patcher = Patcher(patcher_config).state_dict()
     check_tensors(theirs, {**model, **patcher})
     dtype = theirs["lm_head.weight"].dtype
-    model = {name: x.to(dtype) for name, x in model.items()}
-    contents = {"config": asdict(config), "patcher_config": asdict(patcher_config), "results": {}}
-    contents |= {"model": model, "patcher": patcher, "as_stored": True}
-    heads = dict(encoder=config.heads, globe=config.global_heads, decoder=config.heads)
-    heads["model"] = patcher_config.heads
+    contents = {
+        "config": asdict(config),
+        "patcher_config": asdict(patcher_config),
+        "results": {},
+        "model": {name: x.to(dtype) for name, x in model.items()},
+        "patcher": patcher,
+        "as_stored": True,
+    }
+    heads = {
+        "encoder": config.heads,
+        "globe": config.global_heads,
+        "decoder": config.heads,
+        "model": patcher_config.heads,
+    }
     checkpoint.save(options.target, contents, functools.partial(fill, theirs, heads))
     print(f"{options.target}: {os.path.getsize(options.target):,} bytes, {dtype}")
 

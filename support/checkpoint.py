@@ -7,10 +7,12 @@ import contextlib
 import glob
 import mmap
 import os
+import shlex
 import zipfile
 from dataclasses import fields
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.serialization import set_default_mmap_options, skip_data
 
 from support.terminal import BadInput, Interrupt, check_regular, check_writable
@@ -25,6 +27,7 @@ BOUNDS = dict.fromkeys(("layers", "encoder_layers", "decoder_layers", "global_la
 BOUNDS |= {"block_size": (0, 64), "chain_width": (0, 1 << 16), "max_patch": (0, 1 << 20)}
 BOUNDS |= {"threshold": (-100, 100), "rope_base": (1, 1e12)}
 LARGE = 1 << 30
+GONE = ("reset_at_newline",)  # settings of older files, which have to be off
 
 
 def save(path, contents, fill=None):
@@ -71,14 +74,13 @@ def check_target(path, inputs=()):
         if os.path.commonpath([given, path]) == given:
             raise BadInput(f"can't write {path}: it is among what is read; give another name")
     if os.path.exists(path):
-        read(path)
+        read(path, "nothing else is written over, give another name")
     check_writable(path)
 
 
-def read(path):
-    """-> what is in a checkpoint, mapped from it. Raises BadInput for any other file."""
+def read(path, advice="give a file that train.py wrote"):
+    """-> what is in a checkpoint, mapped from it. Raises BadInput and advises for another file."""
     check_regular(path, "the checkpoint")
-    advice = "give a file that train.py wrote"
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # a damaged file can make it fail in any way
@@ -91,7 +93,10 @@ def read(path):
 def load(path):
     """-> the dict that `save` was given, and its path. Raises BadInput where it is not whole."""
     if not os.path.lexists(path):
-        raise BadInput(f"no checkpoint at {path}: train one with `python train.py`")
+        command = "python train.py"
+        if path != DEFAULT:  # which it writes
+            command += f" --out {shlex.quote(str(path))}"
+        raise BadInput(f"no checkpoint at {path}: train one with `{command}`")
     contents = {**read(path), "path": str(path)}
     version = contents.get("version")
     if version != VERSION:
@@ -120,7 +125,11 @@ def damaged(saved, problem):
 
 def config_from(kind, saved, name):
     """The configuration `name` of a loaded checkpoint, a dataclass of that kind, within bounds."""
-    known, given = {field.name: field.default for field in fields(kind)}, saved[name]
+    known = {field.name: field.default for field in fields(kind)}
+    given = {**saved[name]}
+    for field in GONE:
+        if given.pop(field, False):
+            raise BadInput(f"{saved.get('path')} needs {field}, which is gone: train it again")
     for field in given.keys() - known.keys():
         raise damaged(saved, f"{name}.{field} is unknown here")
     for field, default in known.items():
@@ -139,6 +148,19 @@ def config_from(kind, saved, name):
     return config
 
 
+class NothingDrawn(TorchFunctionMode):
+    """Within it new modules keep the weights that they happen to have.
+
+    On the meta device, which has none, drawing them would import torch's compiler: a second or two
+    before every start.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 def build(kind, config, saved, part, as_stored=False):
     """A module of that kind with the weights `part` of a loaded checkpoint.
 
@@ -147,7 +169,7 @@ def build(kind, config, saved, part, as_stored=False):
     rows, are not looked at.
     """
     try:
-        with torch.device("meta"):  # shapes alone
+        with torch.device("meta"), NothingDrawn():  # shapes alone
             module = kind(config)
     except RuntimeError:  # products of sizes that no computer holds
         raise damaged(saved, f"the configuration of its {part} is too large") from None

@@ -11,13 +11,17 @@ import os
 import signal
 import stat
 import sys
-from dataclasses import dataclass, replace
+import unicodedata
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 # ANSI background colours that neighbouring patches take in turn
 BACKGROUNDS = (44, 42, 45, 46, 41, 43)
 SIGNS = {"\n": "⏎", "\t": "⇥"}
+SPACE = "␣"  # of a byte that stands alone; in running text a space is a space
+# Classes of characters that turn the direction of what follows
+TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 LONGEST = 1 << 32  # bytes of a file that is read whole
 
 
@@ -25,11 +29,21 @@ class BadInput(Exception):
     """Something the user gave can't be used; the message says what was wrong and what to do."""
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says a flag's default behind its help, where there is one and the help does not say it."""
+
+    def _get_help_string(self, action):
+        has_none = action.default is None or action.default is False
+        if has_none or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one line with exit code 2, like every other bad input here."""
 
     def __init__(self, **options):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+        super().__init__(formatter_class=HelpFormatter, **options)
 
     def error(self, message):
         raise BadInput(f"{message} (see {self.prog} --help)")
@@ -113,9 +127,12 @@ def paint(text, *codes):
     return f"\x1b[{';'.join(map(str, codes))}m{text}\x1b[0m" if codes and has_colour() else text
 
 
-def visible(data):
-    """Bytes as one line of text: control bytes escaped, invalid UTF-8 as replacement characters."""
-    return escaped(bytes(data).decode("utf-8", "replace"))
+def visible(data, space=" "):
+    """Bytes as one line of text: control bytes escaped, invalid UTF-8 as replacement characters.
+
+    space: what a space is shown as; SPACE where bytes stand alone, as in tables and in patches.
+    """
+    return escaped(bytes(data).decode("utf-8", "replace")).replace(" ", space)
 
 
 def escaped(text):
@@ -123,16 +140,43 @@ def escaped(text):
     return "".join(c if c.isprintable() else SIGNS.get(c, f"\\x{ord(c):02x}") for c in text)
 
 
+def note(text):
+    """Say something in one line on stderr, where several processes run in the first."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {escaped(text)}", file=sys.stderr)
+
+
+def for_terminal(text):
+    """Text of several lines for stdout: on a terminal its control characters are escaped.
+
+    Else a prompt, or what a model writes, could move the cursor, or worse. Newlines and tabs stay,
+    and a pipe gets everything as it is.
+    """
+    if not sys.stdout.isatty():
+        return text
+    return "".join(escaped(c) if is_control(c) else c for c in text)
+
+
+def is_control(c):
+    """Is it a control character, or one that turns the direction of what follows it?"""
+    if c in "\n\t":
+        return False
+    return unicodedata.category(c) == "Cc" or unicodedata.bidirectional(c) in TURNS
+
+
 def show_patches(patches):
-    """One line of text: a list of bytes on changing backgrounds, between bars without colour."""
+    """One line: a list of bytes on changing backgrounds, or between bars; a space is SPACE."""
     coloured = zip(patches, itertools.cycle(BACKGROUNDS))
     bar = "" if has_colour() else "|"
-    return bar.join(paint(visible(patch), 30, colour) for patch, colour in coloured)
+    return bar.join(paint(visible(patch, SPACE), 30, colour) for patch, colour in coloured)
 
 
 def table(header, rows):
-    """Rows of cells as aligned text, the first column to the left and numbers to the right."""
-    cells = [[str(c) for c in row] for row in (header, *rows)]
+    """Rows of cells as aligned text, the first column to the left and numbers to the right.
+
+    A cell is one line: file names may hold any characters.
+    """
+    cells = [[escaped(str(c)) for c in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     cells.insert(1, ["-" * width for width in widths])
     lines = []
@@ -141,14 +185,21 @@ def table(header, rows):
     return "\n".join(lines)
 
 
+class Column(NamedTuple):
+    """One column of a table: which key of the rows it shows, as what, and under which title."""
+
+    key: str
+    form: str  # as format() takes it
+    title: str
+
+
 def table_of(rows, columns):
-    """Dicts as a `table`. columns: key, form and title of each, bars between; None stays blank."""
-    columns = [column.split() for column in columns.split("|")]
-    cells = [
-        ["" if row[key] is None else format(row[key], form) for key, form, *_ in columns]
-        for row in rows
-    ]
-    return table([" ".join(title) for _, _, *title in columns], cells)
+    """Dicts as a `table` with these Columns. What is None stays blank."""
+    cells = []
+    for row in rows:
+        known = [(row[column.key], column.form) for column in columns]
+        cells.append(["" if value is None else format(value, form) for value, form in known])
+    return table([column.title for column in columns], cells)
 
 
 def print_rows(rows):
@@ -197,33 +248,6 @@ def read_file(path, what):
     if data is None or len(data) > limit:
         raise BadInput(f"can't read {what} {path}: it is longer than {limit:,} bytes")
     return data
-
-
-@dataclass(frozen=True)
-class FileText:
-    """Bytes start..stop-1 of a large file, as if they were bytes: a slice is another, not read."""
-
-    path: str
-    start: int
-    stop: int
-    written: int  # when the file was, in nanoseconds
-
-    def __len__(self):
-        return self.stop - self.start
-
-    def __getitem__(self, part):
-        first, last, _ = part.indices(len(self))
-        return replace(self, start=self.start + first, stop=self.start + max(first, last))
-
-    def __bytes__(self):
-        try:
-            with open(self.path, "rb") as file:
-                if os.fstat(file.fileno()).st_mtime_ns != self.written:
-                    raise BadInput(f"{self.path} has changed since it was first read: begin anew")
-                file.seek(self.start)
-                return file.read(len(self))
-        except OSError as problem:
-            raise BadInput(f"can't read the text {self.path}: {problem.strerror}") from None
 
 
 def progress(what, total, done=0):

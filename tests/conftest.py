@@ -13,11 +13,20 @@ import torch
 
 import train
 from data import BOS, OFFSET
-from model import BLT, PRESETS, load_model
-from patcher import Patcher, PatcherConfig, calibrate
+from fast.fixed import FixedStream, fixed
+from fast.lean import FastModel
+from fast.load import Machine, load_model, prepared
+from fast.patching import calibrate
+from generate import Prefix
+from model import BLT
+from patcher import Patcher, PatcherConfig
+from training.presets import PRESETS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ["NO_COLOR"] = "1"
+# Where random models lie: TEST_DEVICE=cuda runs the tests of layers, model, generate, diffusion,
+# speculate and stream on a GPU.
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 # What a shell starts in the background ignores the first, what nohup starts the second.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -37,7 +46,7 @@ def random_ids(n, seed=0, alphabet=12):
     """BOS and n - 1 bytes out of a few, so that n-grams and patches repeat."""
     generator = torch.Generator().manual_seed(seed)
     some = torch.randint(97, 97 + alphabet, (n - 1,), generator=generator) + OFFSET
-    return torch.cat([torch.tensor([BOS]), some])
+    return torch.cat([torch.tensor([BOS]), some]).to(DEVICE)
 
 
 def make_models(
@@ -66,7 +75,33 @@ def make_models(
             else:
                 torch.nn.init.normal_(p, std=1.5 * p.shape[1] ** -0.5)
     calibrate(patcher.double(), [random_ids(400, seed=9)], mean)
-    return model.double().eval(), patcher.eval()
+    return model.double().eval().to(DEVICE), patcher.eval().to(DEVICE)
+
+
+# ---- the machines of a model: each has .model, .patcher and .state(), which is a new state
+
+
+def plain_of(model, patcher):
+    """The plain machine, which all others follow."""
+    return Machine(model, patcher, Prefix)
+
+
+def fast_of(model, patcher):
+    """The fast machine as generation on a CPU takes it, its weights folded."""
+    return prepared(model, patcher)
+
+
+def unfolded_of(model, patcher):
+    """The fast machine as a GPU takes it: caches, and the weights as they are."""
+    return Machine(FastModel(model, fold=False), patcher, prepared(model, patcher).kind)
+
+
+def fixed_of(model, patcher):
+    """The fast machine of fixed shapes, as CUDA takes it; here its passes are no graphs."""
+    return Machine(fixed(FastModel(model, fold=False)), patcher, FixedStream)
+
+
+FAST = {"folded": fast_of, "unfolded": unfolded_of}
 
 
 def count_passes(model, patcher):

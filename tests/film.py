@@ -10,16 +10,19 @@ from pathlib import Path
 
 from tqdm import trange
 
-from support.plots import to_write
+from support.pictures import to_write
 from support.terminal import BadInput, Parser, package, read_file, run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-FRAMES, SIZE = 72, (1240, 790)  # of the animation, pixels
+FRAMES = 72  # of the animation
+SIZE = 1240, 790  # pixels
 
 
 def film(page, path):
     """Photograph a page at FRAMES moments, the share of the way behind its #."""
-    image, width, height, frames = package("PIL.Image", "an animation"), *SIZE, []
+    image = package("PIL.Image", "an animation")
+    width, height = SIZE
+    frames = []
     with tempfile.TemporaryDirectory(prefix="race-") as folder:
         browser = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         browser += [f"--window-size={width},{height}", f"--user-data-dir={folder}/own"]
@@ -31,9 +34,9 @@ def film(page, path):
                 frames.append(picture.convert("RGB"))
     # One palette for all, so that only what moves is stored, which has the rare colours too
     palette = frames[FRAMES // 2].quantize(240, image.Quantize.MAXCOVERAGE)
-    frames = [frame.quantize(palette=palette, dither=0) for frame in frames]
-    how = {"append_images": frames[1:], "duration": [120] * FRAMES + [4000], "loop": 0}
-    frames[0].save(path, save_all=True, **how)
+    first, *others = [frame.quantize(palette=palette, dither=0) for frame in frames]
+    lasts = [120] * FRAMES + [4000]  # milliseconds
+    first.save(path, save_all=True, append_images=others, duration=lasts, loop=0)
 
 
 def main(argv=None):

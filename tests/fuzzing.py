@@ -1,15 +1,14 @@
-"""Random models, texts and calls against the slow twins, in float64, until the time is up.
+"""Random models, texts and calls against the plain machine, in float64, until the time is up.
 
     python -m tests.fuzzing --minutes 5 --seed 0
 
 A stream case takes one text through a Stream in random pieces, with drafts, blocks, wrong bytes and
 rollbacks between them, and compares its logits with the full forward pass. A generation compares
-the greedy output of a mode with that of plain BLT without caches. What differs is excused only
+the greedy output of a mode with that of plain BLT on the plain state. What differs is excused only
 where rounding decides: where the patcher's score and its threshold, or the two best logits, are
 equal to nine digits. Some thresholds are a score of the text itself, so that there are such places.
 """
 
-import copy
 import sys
 import time
 from collections import Counter
@@ -18,18 +17,20 @@ import torch
 
 from data import BOS, EOS, MASK, OFFSET
 from diffusion import RULES
-from generate import Sampling, generate_uncached
+from fast.lean import FastModel
+from fast.load import Machine, prepared
+from generate import Prefix, Sampling, generate
+from measure.quality import near_tie
+from measure.rounds import PaperPrefix
 from model import BLT, BLTConfig
 from patcher import KINDS, Patcher, PatcherConfig
 from speculate import MODES, Drafting, run_mode
-from stream import Stream
 from support.flags import COUNT, POSITIVE
-from support.lean import make_lean
-from support.quality import near_tie
 from support.terminal import Parser, number, run
 
 CLOSE = 1e-9  # in nats; logits of these models are of size one to ten
-STREAMS, LENGTH = 40, 12  # cases of one model; bytes of a generation
+STREAMS = 40  # cases of one model
+LENGTH = 12  # bytes of a generation
 
 
 class Chance:
@@ -53,21 +54,51 @@ class Chance:
 
 def random_models(chance, text):
     """A BLT and its patcher; one threshold in ten is a score of the text itself."""
-    c, heads = chance, chance.of(1, 2)
-    shape = {"width": 16, "heads": heads, "hidden": 24, "ngram_table_size": c.number(3, 40)}
-    shape |= {f"{part}_layers": c.number(1, 2) for part in ("encoder", "decoder", "global")}
-    shape |= {"window": c.number(2, 20), "global_window": c.number(1, 6)}
-    shape |= {"patch_vectors": c.number(1, 3), "global_width": c.of(16, 32), "global_heads": heads}
-    shape |= {"global_hidden": 24, "block_size": 8, "chain_width": c.of(0, 6)}
+    c = chance
+    heads = c.of(1, 2)
     max_patch = c.number(1, 8)
-    model = BLT(BLTConfig(**shape, max_patch=max_patch + c.number(0, 2)))
-    shape = {"kind": c.of(*KINDS, "entropy"), "max_patch": max_patch, "width": 8, "heads": 1}
-    shape |= {"hidden": 12, "layers": c.number(1, 2), "window": c.number(2, 12)}
-    patcher = Patcher(PatcherConfig(**shape, reset_at_newline=c.of(False, False, True)))
+    byte_states = c.of(False, False, False, True)  # as official weights, which fill no blocks
+    model = BLT(
+        BLTConfig(
+            width=16,
+            heads=heads,
+            hidden=24,
+            ngram_table_size=c.number(3, 40),
+            encoder_layers=c.number(1, 2),
+            decoder_layers=c.number(1, 2),
+            window=c.number(2, 20),
+            patch_vectors=c.number(1, 3),
+            global_width=c.of(16, 32),
+            global_heads=heads,
+            global_hidden=24,
+            global_layers=c.number(1, 2),
+            global_window=c.number(1, 6),
+            block_size=0 if byte_states else 8,
+            chain_width=0 if byte_states else c.of(0, 6),
+            max_patch=max_patch + c.number(0, 2),
+            byte_states=byte_states,
+            double_residual=c.of(False, True),
+            global_norm=c.of(False, True),
+        )
+    )
+    patcher = Patcher(
+        PatcherConfig(
+            kind=c.of(*KINDS, "entropy"),
+            max_patch=max_patch,
+            width=8,
+            heads=1,
+            hidden=12,
+            layers=c.number(1, 2),
+            window=c.number(2, 12),
+        )
+    )
     for module in (model.double(), patcher.double()):
         for p in module.parameters():
-            mean, std = (1.0, 0.3) if p.ndim == 1 else (0.0, 1.5 * p.shape[1] ** -0.5)
-            torch.nn.init.normal_(p.data, mean, std, generator=c.generator)
+            if p.ndim == 1:
+                torch.nn.init.normal_(p.data, 1.0, 0.3, generator=c.generator)
+            else:
+                std = 1.5 * p.shape[1] ** -0.5
+                torch.nn.init.normal_(p.data, 0.0, std, generator=c.generator)
     scores = patcher.scores(patcher.entropies(text))
     if scores is not None:
         score = scores[c.number(1, len(scores) - 1)].item()
@@ -81,43 +112,75 @@ def near_threshold(patcher, ids):
     return scores is not None and bool((scores - patcher.config.threshold).abs().lt(CLOSE).any())
 
 
+def alike(logits, others):
+    """Are two logits the same but for rounding?"""
+    return bool((logits - others).abs().max() < 1e3 * CLOSE)
+
+
 @torch.no_grad()
-def stream_case(model, patcher, text, whole, chance):
+def stream_case(machine, plain, text, whole, chance):
     """Whether a Stream through `text` (N,) gives the logits `whole` (N, V), whatever lies between.
 
-    After each piece one of the things happens that must leave no trace.
+    After each piece one of the things happens that must leave no trace. Drafts and blocks behind
+    the text are compared with what the machine `plain` says of them.
     """
-    c, N, back = chance, len(text), 12
-    stream = Stream(model, patcher, max_rollback=back, max_rows=c.of(12, 25, 256))
-    ids, agree = text.tolist(), True
+    c = chance
+    N = len(text)
+    back = 12
+    K = machine.model.config.block_size
+    stream = machine.kind(
+        machine.model, machine.patcher, max_rollback=back, max_rows=c.of(12, 25, 256)
+    )
+    ids = text.tolist()
+    agree = True
     while stream.length < N:
-        start, n = stream.length, c.number(1, min(10, N - stream.length))
-        logits = stream.extend(ids[start : start + n])[-n:]
-        agree &= bool((logits - whole[start : start + n]).abs().max() < 1e3 * CLOSE)
+        start = stream.length
+        n = c.number(1, min(10, N - start))
+        agree &= alike(stream.extend(ids[start : start + n]), whole[start : start + n])
         what = c.number(0, 4)
         if what == 1:
-            stream.decode(c.ids(c.number(0, 3)), [MASK] * c.number(1, 8))
-        elif what == 2:  # wrong bytes, the open patch encoded, and back
-            stream.advance(c.ids(c.number(1, back)), encode_open=c.of(True, False))
-            stream.decode()
+            draft = c.ids(c.number(0, 3))
+            block = [MASK] * c.number(0, K)
+            if draft or block:
+                known = plain.state()
+                known.advance(ids[: stream.length])
+                expected = plain.model.decoder.head(known.peek(draft, block))
+                agree &= alike(stream.model.decoder.head(stream.peek(draft, block)), expected)
+        elif what == 2:  # wrong bytes, with what follows them, and back
+            stream.advance(c.ids(c.number(1, back)))
+            stream.peek(c.ids(c.number(0, 3)), [MASK] * c.number(0, K))
             stream.rollback(start + n)
         elif what == 3 and stream.furthest == stream.length:
             stream.rollback(max(1, stream.length - c.number(0, min(back, stream.length - 1))))
     return agree
 
 
-def generation(model, patcher, prompt, plain, mode, chance):
-    """Whether the greedy output of `mode`, drafted in a random way, is `plain`, or "excused"."""
-    rules = [rule for rule in RULES if rule != "chained" or model.config.chain_width]
-    how = {"draft_size": chance.number(1, 9), "block_size": chance.number(1, 8)}
-    how |= {"unmask": chance.of(*rules), "copy": chance.of(0, 5)}
-    how["rounds"] = chance.of("ours", "paper")
-    made = run_mode(mode, model, patcher, prompt, LENGTH, Drafting(**how)).ids
-    if made == plain:
+def plain_output(plain, prompt):
+    """What plain BLT writes on the plain state, greedily -> ids."""
+    return generate(plain.state(), prompt, LENGTH).ids
+
+
+def generation(machine, plain, prompt, expected, mode, chance):
+    """Whether the greedy output of `mode`, drafted in a random way, is as expected, or "excused".
+
+    It runs on the machine, or in the paper's rounds on the plain one.
+    """
+    rules = [rule for rule in RULES if rule != "chained" or machine.model.config.chain_width]
+    drafting = Drafting(
+        draft_size=chance.number(1, 9),
+        block_size=chance.number(1, 8),
+        unmask=chance.of(*rules),
+        copy=chance.of(0, 5),
+    )
+    state = machine.state()
+    if chance.of(True, False):
+        state = PaperPrefix(plain.model, plain.patcher)
+    made = run_mode(mode, state, prompt, LENGTH, drafting).ids
+    if made == expected:
         return True
     # Boundaries in the prompt count here, too.
-    both = [*prompt, *plain], [*prompt, *made]
-    return near_tie(model, patcher, [], *both, Sampling(), CLOSE) and "excused"
+    both = [*prompt, *expected], [*prompt, *made]
+    return near_tie(plain, [], *both, Sampling(), CLOSE) and "excused"
 
 
 @torch.no_grad()
@@ -130,18 +193,23 @@ def try_models(seed, counts):
     text = torch.tensor([BOS, *chance.ids(chance.number(8, 40)), *chance.of([], [EOS])])
     model, patcher = random_models(chance, text)
     whole = model(text[None], patcher.closes(text)[None])[0]
-    fast, fast_patcher = copy.deepcopy(model), copy.deepcopy(patcher)
-    if chance.of(True, False):  # as generation runs them
-        for part in (fast, fast_patcher):
-            make_lean(part)
-    ended, tie = [], near_threshold(patcher, text)
+    plain = Machine(model, patcher, Prefix)
+    machine = prepared(model, patcher)
+    if chance.of(True, False):  # as a GPU has it, with nothing folded
+        machine = Machine(FastModel(model, fold=False), patcher, machine.kind)
+    ended = []
+    tie = near_threshold(patcher, text)
     for _ in range(STREAMS):
-        agrees = stream_case(fast, fast_patcher, text, whole, chance)
+        agrees = stream_case(machine, plain, text, whole, chance)
         ended.append(("stream cases", agrees or (tie and "excused")))
     prompt = text[1 : 1 + chance.number(0, 12)].tolist()
-    plain = generate_uncached(model, patcher, prompt, LENGTH)
-    for mode in [mode for mode, known in MODES.items() if known.verified or mode == "blt"]:
-        same = generation(fast, fast_patcher, prompt, plain, mode, chance)
+    expected = plain_output(plain, prompt)
+    for mode, known in MODES.items():
+        if not known.verified and mode != "blt":
+            continue
+        if known.fills_blocks and not model.config.block_size:
+            continue
+        same = generation(machine, plain, prompt, expected, mode, chance)
         ended.append((f"generations {mode}", same))
     for case in ended:
         counts[case] += 1
@@ -153,7 +221,7 @@ def try_models(seed, counts):
 
 
 def options_from(argv):
-    parser = Parser(prog="tests.fuzzing", description="Random cases against the slow twins.")
+    parser = Parser(prog="tests.fuzzing", description="Random cases against the plain machine.")
     add = parser.add_argument
     add("--minutes", type=POSITIVE, default=1.0, help="how long, if --models does not end it")
     add("--models", type=COUNT, default=1 << 31, help="how many random models and texts")
@@ -162,8 +230,10 @@ def options_from(argv):
 
 
 def main(argv=None):
-    options, counts = options_from(argv), Counter()
-    ends, seed = time.perf_counter() + 60 * options.minutes, options.seed
+    options = options_from(argv)
+    counts = Counter()
+    ends = time.perf_counter() + 60 * options.minutes
+    seed = options.seed
     while seed < options.seed + options.models and time.perf_counter() < ends:
         try_models(seed, counts)
         seed += 1

@@ -20,14 +20,16 @@ from evaluation.tasks import Question, as_example, picker, translation
 
 HELD_OUT_SHARE = 0.1
 EXAMPLES_A_DOCUMENT = 24
-SHOTS, ITEMS = 4, 300
+SHOTS = 4  # worked examples of each task
+ITEMS = 300  # of each task, to test with
 TARGET = Path(__file__).parent.parent / "evaluation" / "miniature"
 DOCUMENTS = {"fr-en": 600, "de-en": 600, "code": 700}
 TASKS = tuple(DOCUMENTS)
 LANGUAGES = {"fr": "French", "de": "German"}
 # Every noun and adjective is in the plural, as no number drawn is one.
 TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-NOUNS, SENTENCES = TABLES["nouns"], TABLES["sentences"]
+NOUNS = TABLES["nouns"]
+SENTENCES = TABLES["sentences"]
 ADJECTIVES = TABLES["adjectives"] + 3 * [{}]  # three nouns in ten stand alone
 # What each function does, its body, which gives the answers that the asserts ask for, and what it
 # is tried on: enough to tell the constants {a} and {b}, 2 to 99, from each other, but where no x
@@ -56,12 +58,15 @@ def draw_pair(pick, task, held_out):
         number = 2 + pick(10 ** (1 + pick(3)) - 2)
         if (number >= 100 and is_held_out(number)) == held_out:
             break
-    code, sentence = task[:2], SENTENCES[pick(len(SENTENCES))]
-    there, english = spell(number, code), spell(number, "en")
+    code = task[:2]  # of the language
+    sentence = SENTENCES[pick(len(SENTENCES))]
+    there = spell(number, code)
+    english = spell(number, "en")
     # "vingt et un" would have to agree with its noun, so numbers that end in 1 stand alone.
     if pick(3) == 0 or number % 10 == 1:
         return translation(LANGUAGES[code], there, english)
-    noun, adjective = NOUNS[pick(len(NOUNS))], ADJECTIVES[pick(len(ADJECTIVES))]
+    noun = NOUNS[pick(len(NOUNS))]
+    adjective = ADJECTIVES[pick(len(ADJECTIVES))]
     words = {name: (adjective.get(name), noun[name]) for name in ("de", "en")}
     words["fr"] = (noun["fr"], adjective.get(noun["gender"]))
     # A noun may stand without an adjective.
@@ -76,7 +81,8 @@ def draw_program(pick, held_out):
         what, body, tried_on = FUNCTIONS[pick(len(FUNCTIONS))]
         a, b = (2 + pick(8 if pick(2) else 98) for _ in range(2))
         # Spelled, as numbers of phrases are. To copy digits is learned too late to be seen here.
-        what, body = what.format(a=spell(a, "en"), b=spell(b, "en")), body.format(a=a, b=b)
+        what = what.format(a=spell(a, "en"), b=spell(b, "en"))
+        body = body.format(a=a, b=b)
         if is_held_out(what) == held_out:
             break
     tests = ""
@@ -88,7 +94,8 @@ def draw_program(pick, held_out):
 
 def draw_items(task, count, held_out, seed):
     """`count` Questions of a task. Those of tests differ from each other, others may repeat."""
-    pick, items = picker(len(TASKS) * seed + TASKS.index(task)), {}
+    pick = picker(len(TASKS) * seed + TASKS.index(task))
+    items = {}
     for _ in range(100 * count + 1000):
         item = draw_program(pick, held_out) if task == "code" else draw_pair(pick, task, held_out)
         # A second copy of a test item is dropped, training items get a key of their own.
@@ -100,7 +107,8 @@ def draw_items(task, count, held_out, seed):
 
 def training_documents():
     """-> list of (TASK/NUMBER, bytes), each of 24 examples of one task."""
-    documents, size = [], EXAMPLES_A_DOCUMENT
+    documents = []
+    size = EXAMPLES_A_DOCUMENT
     for task, n in DOCUMENTS.items():
         texts = [as_example(item) for item in draw_items(task, n * size, held_out=False, seed=0)]
         for i in range(0, n * size, size):
@@ -115,7 +123,14 @@ def write():
             archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED, 9)
     with TARGET.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
         for task, item in all_items():
-            print(json.dumps({"task": task, **asdict(item)}, ensure_ascii=False), file=file)
+            print(as_line(task, item), file=file)
+
+
+def as_line(task, item):
+    """A Question as it stands in the file: what all of them have alike is left out."""
+    known = asdict(item)
+    del known["indented"]
+    return json.dumps({"task": task, **known}, ensure_ascii=False)
 
 
 def all_items():

@@ -1,5 +1,6 @@
 """A table of bad inputs over all commands: one line, exit code 2, nothing written or destroyed."""
 
+import gzip
 import importlib
 import os
 import pathlib
@@ -7,6 +8,7 @@ import pathlib
 import pytest
 import torch
 
+from measure import ideas
 from support import terminal
 
 # ---- checkpoints that are well-formed and wrong, by what was done to one that was right
@@ -83,7 +85,7 @@ DAMAGED = {
     ),
     "kind-unknown": (put("patcher_config/kind", "magic"), "unknown patcher 'magic'"),
     "kind-number": (put("patcher_config/kind", 3), "patcher_config.kind is 3"),
-    "reset-number": (put("patcher_config/reset_at_newline", 1), "reset_at_newline is 1"),
+    "reset-number": (put("patcher_config/reset_at_newline", 1), "needs reset_at_newline, which is"),
     "patcher-width": (put("patcher_config/width", 96), "patcher.model.embed.weight"),
     "weights-nan": (put(HEAD, lambda x: with_number(x, NAN)), "decoder.head.weight"),
     "weights-inf": (put(HEAD, lambda x: with_number(x, -INF)), "not finite"),
@@ -134,6 +136,7 @@ NOT_RESUMED = {
     "moment-nan": (put("optimizer/adamw/state/0/step", torch.tensor(NAN)), "optimizer's state"),
     "warmup-zero": (put("asked/warmup", 0), "warmup"),
     "corpus-other": (put("corpus/sha256", "0" * 64), "its hash has changed"),
+    "held-out-none": (put("asked/held_out", ["notes"]), "its hash has changed"),
 }
 
 # ---- everything else, by command. FILE: the good checkpoint; names are files in the folder.
@@ -145,7 +148,9 @@ LINES = {
     # commands of scripts/
     "bandwidth.py --plot x.txt": ".png or .svg",
     "bandwidth.py --plot gone/x.png": "can't write gone/x.png: No such file",
-    "bandwidth.py --plot x.png --paper": "not allowed with",
+    "bandwidth.py --paper --bytes 9": "--paper measures nothing and reads no --bytes",
+    "bandwidth.py --paper --checkpoint FILE": "reads no --checkpoint",
+    "bandwidth.py --bytes 1 --plot x.svg": "give --bytes 2",
     "bandwidth.py --plot /proc/x.png": "can't write /proc/x.png",
     "diffusion.py --plot gone/x.png": "can't write gone/x.png: No such file",
     "scripts.race": "--out",
@@ -209,6 +214,21 @@ LINES = {
     f"{TRAIN} --data /dev/zero": "nothing to train on",
     f"{TRAIN} --data /proc/self/mem": "can't read the text /proc/self/mem",
     f"{TRAIN} --data gone": "no such file or folder",
+    f"{TRAIN} --data text --separator %%%": "'%%%' does not occur in text",
+    f"{TRAIN} --data text --held-out gone": "no such file or folder: gone",
+    f"{TRAIN} --data text --held-out empty": "nothing to train on in empty: 0 bytes",
+    f"{TRAIN} --data folder --held-out text --out text": "among what is read",
+    f"{TRAIN} --data no-text.jsonl": "line 2 of no-text.jsonl has no text",
+    f"{TRAIN} --data cut.gz": "can't unpack cut.gz",
+    "data.py cut.gz": "can't unpack cut.gz",
+    "data.py text --separator %%%": "'%%%' does not occur in text",
+    f"evaluation bpb {KNOWN} --data cut.gz": "can't unpack cut.gz",
+    f"evaluation bpb {KNOWN} --data text --separator %%%": "does not occur in text",
+    f"evaluation bpb {KNOWN} --separator %%%": "--separator is of --data",
+    "scripts.export FILE new.pt --separator %%%": "--separator is of --openings",
+    "scripts.export FILE new.pt --openings notes": "no document of notes is long enough",
+    "train.py --resume FILE --held-out notes": "--held-out notes can't change",
+    "train.py --resume FILE --separator %%%": "--separator %%% can't change",
     f"{TRAIN} --data text --length 65536": "less than two windows of 65536",
     "data.py pipe": "nothing to train on",
     "data.py empty": "0 bytes",
@@ -241,7 +261,29 @@ LINES = {
     f"sample.py {KNOWN} --mode bltd --block-size 0": "--block-size",
     f"sample.py {KNOWN} --mode bltdv --block-size -4": "--block-size",
     f"sample.py {KNOWN} --mode bltdv --block-size 9999999999": "--block-size",
+    f"fast {KNOWN} --text {'x' * 201}": "this shows up to 200",
+    # flags that are not read
+    f"sample.py {KNOWN} --mode bltd --draft-size 4": "reads no --draft-size",
+    f"sample.py {KNOWN} --mode blt --unmask entropy --copy 3": "reads no --unmask",
+    f"sample.py {KNOWN} --mode bltd --gamma 0.01": "with --unmask confidence reads no --gamma",
+    f"sample.py {KNOWN} --mode bltd --unmask one-step --alpha 0.5": "one-step reads no --alpha",
+    f"sample.py {KNOWN} --mode bltdv --gamma 2": "with --unmask chained reads no --gamma",
+    f"sample.py {KNOWN} --mode bltdv --draft-size 4": "reads no --draft-size",
+    f"sample.py {KNOWN} --mode blts --block-size 4": "reads no --block-size",
+    f"sample.py {KNOWN} --mode lookup --copy 4": "reads no --copy",
+    f"sample.py {KNOWN} --draft-size 4": "--mode blt reads no --draft-size",
+    f"sample.py {KNOWN} --mode blt --rounds paper": "reads no --rounds paper",
+    f"sample.py {KNOWN} --compare --gamma 2": "--compare reads no --gamma here",
+    f"sample.py {KNOWN} --compare --unmask one-step --alpha 0.5": "--compare reads no --alpha here",
+    f"sample.py {KNOWN} --compare --trace": "--compare shows no --trace",
+    f"sample.py {KNOWN} --trace --json": "--json shows no --trace",
+    f"sample.py {KNOWN} --compare --block-size 99": "not 99",
+    f"evaluation code {KNOWN} --mode bltd --draft-size 4": "reads no --draft-size",
+    f"evaluation translate {KNOWN} --rounds paper": "reads no --rounds paper",
+    f"scripts.race {KNOWN} --gamma 2 --out race.html": "--compare reads no --gamma here",
+    # devices
     f"sample.py {KNOWN} --device meta": "no device 'meta'",
+    f"bandwidth.py {KNOWN} --device meta": "no device 'meta'",
     f"sample.py {KNOWN} --device cuda:99": "no device 'cuda:99'",
     f"evaluation bpb {KNOWN} --device meta": "no device 'meta'",
     f"evaluation translate {KNOWN} --temperature 1e99": "--temperature",
@@ -266,7 +308,8 @@ LINES = {
     f"{TRAIN} --chain-width 99999999": "--chain-width",
     f"{TRAIN} --save-every -1": "--save-every",
     f"{TRAIN} --save-every nan": "--save-every",
-    "train.py --resume FILE --reset-at-newline": "--reset-at-newline True can't change",
+    "train.py --resume FILE --max-patch 6": "--max-patch 6 can't change",
+    "train.py --resume FILE --reset-at-newline": "--reset-at-newline",
     "train.py --resume FILE --data notes": "--data notes can't change",
     "train.py --init-from FILE --max-patch 6": "--max-patch 6 contradicts",
     "patcher.py --text x --kind space --max-patch 99999999999999999999": "--max-patch",
@@ -283,6 +326,8 @@ def folder(trained_file, corpus_file, tmp_path_factory):
     for name, data in (("text", text[:9000]), ("notes", b"dear diary"), ("empty", b"")):
         (folder / name).write_bytes(data)
     (folder / "notes.svg").write_bytes(b"dear diary")
+    (folder / "no-text.jsonl").write_text('{"text": "good"}\n{"title": "bad"}\n')
+    (folder / "cut.gz").write_bytes(gzip.compress(text)[:2000])
     (folder / "link-to-text").symlink_to("text")
     (folder / "dangling-link").symlink_to("no/such/file")
     for name in ("folder", "items-pipe", "items-deep", "items-list", "items-folder/arc_easy.jsonl"):
@@ -317,16 +362,25 @@ def seen(folder):
     return found
 
 
+def main_of(name):
+    """What a command runs; the files of the method run functions of measure/ideas.py."""
+    module = name.removesuffix(".py")
+    if hasattr(ideas, module) and name.endswith(".py"):
+        return getattr(ideas, module)
+    if name in ("evaluation", "fast"):
+        module += ".__main__"
+    return importlib.import_module(module).main
+
+
 def refused(line, folder, monkeypatch, capsys):
     """Run a command line as a script does -> the one line that it says."""
     name, *arguments = line.replace("%0A", "\n").split(" ")
-    module = name.removesuffix(".py")
-    module = importlib.import_module("evaluation.__main__" if name == "evaluation" else module)
+    main = main_of(name)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(terminal, "take_signals", lambda handler: {})
     before, threads = seen(folder), torch.get_num_threads()
     with pytest.raises(SystemExit) as end:
-        terminal.run(lambda: module.main(arguments), name)
+        terminal.run(lambda: main(arguments), name)
     torch.set_num_threads(threads)
     said = capsys.readouterr().err
     assert end.value.code == 2, said
@@ -356,4 +410,4 @@ def test_the_table_is_long_enough_and_over_all_commands():
     assert len(LINES) + len(DAMAGED) + len(NOT_RESUMED) >= 170
     scripts = {line.split()[0] for line in LINES}
     assert scripts >= {"train.py", "sample.py", "data.py", "patcher.py", "bandwidth.py"}
-    assert scripts >= {"evaluation", "scripts.export", "tests.fuzzing"}
+    assert scripts >= {"evaluation", "scripts.export", "scripts.race", "tests.fuzzing", "fast"}

@@ -9,10 +9,11 @@ from conftest import make_models, random_ids
 import data
 import train
 from data import Corpus, Crops, corpus_of, document_ids
-from patcher import KINDS, calibrate
-from support import boundaries
-from support.boundaries import MAGIC, Boundaries, Packed
+from fast.patching import calibrate, closes_between
+from patcher import KINDS
 from support.terminal import BadInput
+from training import boundaries
+from training.boundaries import MAGIC, Boundaries, Packed
 
 TEXTS = [b"", b"a", b"some text, and more", bytes(range(256)) * 3, b"\xff" * 9]
 
@@ -49,10 +50,10 @@ def test_files_behind_the_limit_are_read_where_they_are_needed(tmp_path, monkeyp
     whole = corpus_of([tmp_path])
     monkeypatch.setattr(data, "IN_MEMORY", 800)
     some = corpus_of([tmp_path])
-    assert {type(text) for _, text in some.documents} == {bytes, data.FileText}
+    assert {type(text.source) for _, text in some.documents} == {bytes, data.LargeFile}
     assert some.sha256 == whole.sha256 and some.size == whole.size
     for ours, theirs in zip(some.split(), whole.split(), strict=True):
-        assert [bytes(text) for text in ours] == theirs
+        assert list(map(bytes, ours)) == list(map(bytes, theirs))
     crops = [Crops(Packed(corpus.split()[0]), None, 16, seed=1) for corpus in (some, whole)]
     for index in range(0, 40, 4):
         assert torch.equal(crops[0].batch(index, 4)[0], crops[1].batch(index, 4)[0])
@@ -74,7 +75,7 @@ def test_of_much_held_out_text_some_is_enough(monkeypatch):
     corpus = Corpus([(str(i), bytes(200)) for i in range(2000)])
     train_part, held_out = corpus.split()
     monkeypatch.setattr(data, "VALIDATION_BYTES", 1000)
-    assert corpus.split()[0] == train_part and sum(map(len, corpus.split()[1])) == 1000
+    assert list(corpus.split()[0]) == list(train_part) and sum(map(len, corpus.split()[1])) == 1000
     assert sum(map(len, held_out)) > 10_000
 
 
@@ -91,51 +92,75 @@ def test_pieces_of_a_document_close_as_the_whole(kind, seed):
         calibrate(patcher, [quiet], 7.0)
     whole = patcher.closes(quiet)
     for start, stop in [(0, 999), (1, 2), (250, 400), (790, 800), (333, 999), (640, 641)]:
-        piece = patcher.closes_between(lambda a, b: quiet[a:b], start, stop, back=4)
+        piece = closes_between(patcher, lambda a, b: quiet[a:b], start, stop, back=4)
         assert torch.equal(piece, whole[start:stop]), (start, stop)
 
 
-@pytest.mark.parametrize("piece", [8, 64, 1 << 22])
-def test_boundaries_of_a_file_are_those_of_whole_documents(piece, tmp_path, monkeypatch):
-    monkeypatch.setattr(boundaries, "PIECE", piece)
+@pytest.mark.parametrize("together", [1, 100, 1 << 20])
+@pytest.mark.parametrize("longest", [8, 64, 1 << 22])
+def test_boundaries_of_a_file_are_those_of_whole_documents(
+    longest, together, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(boundaries, "LONGEST", longest)
+    monkeypatch.setattr(boundaries, "TOGETHER", together)
     _, patcher = make_models(1)
     documents = [document_ids(text) for text in texts()]
     whole = torch.cat([patcher.closes(ids) for ids in documents])
     packed = Packed(texts())
-    found = Boundaries(str(tmp_path / "x.patches"), packed, b"key").find(patcher, "cpu")
+    found = Boundaries(str(tmp_path / "x.patches"), packed, b"key").find(patcher)
     assert torch.equal(found[0 : len(packed)], whole)
     for start in range(0, len(whole) - 50, 13):
         assert torch.equal(found[start : start + 50], whole[start : start + 50])
     closed = sum(int(patcher.closes(ids)[1:].sum()) for ids in documents)
     assert found.mean_patch() == pytest.approx(sum(len(d) - 1 for d in documents) / closed)
-    assert os.path.getsize(tmp_path / "x.patches") < len(packed) / 8 + len(packed) / piece + 100
+    pieces = len(packed) / longest
+    assert os.path.getsize(tmp_path / "x.patches") < len(packed) / 8 + pieces + 100
+
+
+def test_short_documents_are_found_many_a_pass(tmp_path):
+    """Guards: one after the other, each a pass of its own."""
+    _, patcher = make_models(1)
+    packed = Packed([bytes((random_ids(80 + n, n)[1:] - 4).tolist()) for n in range(100)])
+    passes = []
+    patcher.model.register_forward_hook(lambda *_: passes.append(1))
+    found = Boundaries(str(tmp_path / "x.patches"), packed, b"key").find(patcher)
+    assert len(passes) <= 25
+    whole = torch.cat([patcher.closes(document_ids(text)) for text in packed.documents])
+    assert torch.equal(found[0 : len(packed)], whole)
 
 
 def test_found_pieces_are_not_found_again(tmp_path, monkeypatch):
     """An interrupted search goes on; another text or patcher (another key) begins anew."""
-    monkeypatch.setattr(boundaries, "PIECE", 64)
+    monkeypatch.setattr(boundaries, "LONGEST", 64)
     _, patcher = make_models(1)
     path, packed = str(tmp_path / "x.patches"), Packed(texts())
-    asked, real = [], patcher.closes_between
+    searched = []  # pieces of each search
+    ends = 5
 
-    def watched(read, start, stop, device):
-        if len(asked) == 5:
-            raise KeyboardInterrupt
-        asked.append(start)
-        return real(read, start, stop, device)
+    def watched(name):
+        real = getattr(boundaries, name)
 
-    monkeypatch.setattr(patcher, "closes_between", watched)
+        def search(*given):
+            if sum(searched) >= ends:
+                raise KeyboardInterrupt
+            # of many short documents, or one of a long one
+            searched.append(len(given[1]) if name == "closes_of" else 1)
+            return real(*given)
+
+        monkeypatch.setattr(boundaries, name, search)
+
+    watched("closes_of")
+    watched("closes_between")
     with pytest.raises(KeyboardInterrupt):
-        Boundaries(path, packed, b"key").find(patcher, "cpu")
-    monkeypatch.setattr(patcher, "closes_between", real)
+        Boundaries(path, packed, b"key").find(patcher)
+    assert sum(searched) == 5
     whole = torch.cat([patcher.closes(document_ids(text)) for text in texts()])
-    again = []
-    monkeypatch.setattr(patcher, "closes_between", lambda *a: again.append(a[1]) or real(*a))
     pieces = len(Boundaries(path, packed, b"key").pieces)
-    for key, searched in ((b"key", pieces - 5), (b"key", 0), (b"yek", pieces)):
-        again.clear()
-        found = Boundaries(path, packed, key).find(patcher, "cpu")
-        assert len(again) == searched and torch.equal(found[0 : len(packed)], whole)
+    ends = 1 << 20
+    for key, expected in ((b"key", pieces - 5), (b"key", 0), (b"yek", pieces)):
+        searched.clear()
+        found = Boundaries(path, packed, key).find(patcher)
+        assert sum(searched) == expected and torch.equal(found[0 : len(packed)], whole)
 
 
 def test_another_file_is_never_written_over(tmp_path):
@@ -158,7 +183,8 @@ def test_a_second_training_finds_no_patches_again(tmp_path, monkeypatch, capsys)
     def never(*_):
         raise AssertionError("patches are found already")
 
-    monkeypatch.setattr("patcher.Patcher.closes_between", never)
+    monkeypatch.setattr(boundaries, "closes_between", never)
+    monkeypatch.setattr(boundaries, "closes_of", never)
     train.main(known)
     assert (tmp_path / "x.pt.patches").read_bytes() == kept
     (tmp_path / "y.pt.patches").write_bytes(b"mine")

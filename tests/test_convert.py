@@ -11,21 +11,22 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import count_passes
+from conftest import count_passes, fast_of, plain_of, unfolded_of
 
-import patcher as patching
 import sample
-import stream as streaming
 import train
 from data import BOS, EOS, MASK, OFFSET, PAD
 from evaluation import __main__ as evaluation
+from fast import __main__ as way
+from fast.lean import LeanLayer
+from fast.load import Machine, checked, load, load_model, model_from
+from fast.official import ByteStateStream
 from generate import Sampling, generate
-from model import load_model, model_from
+from measure import ideas
+from measure.rounds import PaperPrefix
 from scripts import convert, export
 from speculate import Drafting, run_mode
-from stream import Stream
 from support import checkpoint
-from support.lean import LeanLayer
 from support.terminal import BadInput
 
 needs = "pip install -r requirements-dev.txt"
@@ -128,17 +129,72 @@ def official(request, tmp_path_factory):
 
 def test_converted_weights_give_the_same_patches_and_logits(official):
     """In full and from caches, whatever the split into calls; as in the file, and folded."""
-    plain, (model, patcher) = model_from(checkpoint.load(official.path)), load_model(official.path)
+    model, patcher = load_model(official.path)
+    folded, as_stored = fast_of(model, patcher), unfolded_of(model, patcher)
+    assert folded.kind is as_stored.kind is ByteStateStream
     for n in (1, 2, 3, 299, 300):
         ids = random_text(n, n)
         expected, closes = official.logits(ids), patcher.closes(ids)
         assert n == 1 or torch.equal(closes, official.closes(ids)), n
-        for blt in (plain, model):
-            assert torch.allclose(blt(ids[None], closes[None])[0], expected, atol=1e-4), n
-        for blt, size in ((model, 1), (model, 7), (plain, 7), (plain, 300)):
-            stream = Stream(blt, patcher, max_rows=64)
+        assert torch.allclose(model(ids[None], closes[None])[0], expected, atol=1e-4), n
+        for machine, size in ((folded, 1), (folded, 7), (as_stored, 7), (as_stored, 300)):
+            stream = machine.kind(machine.model, machine.patcher, max_rows=64)
             logits = [stream.extend(piece.tolist()) for piece in ids.split(size)]
             assert torch.allclose(torch.cat(logits), expected, atol=1e-4), (n, size)
+
+
+def test_cached_and_folded_is_plain_in_float64(official, capsys):
+    """Every mode that needs no blocks: the same bytes, rounds and passes, and the load-time check.
+
+    Sampled too, where all follow one stream of chance.
+    """
+    model, patcher = load_model(official.path)
+    model, patcher = model.double(), patcher.double()
+    machines = [plain_of(model, patcher), checked(model, patcher), unfolded_of(model, patcher)]
+    assert machines[1].kind is ByteStateStream and not capsys.readouterr().err
+    prompt = random_text(30, 3)[1:].tolist()
+    for mode, drafting in (
+        ("blt", Drafting()),
+        ("blts", Drafting(draft_size=5)),
+        ("blts", Drafting(draft_size=16)),
+        ("lookup", Drafting(draft_size=5)),
+    ):
+        for temperature in (0.0, 0.8):
+            made = []
+            for machine in machines:
+                sampling = Sampling(temperature, ignore_eos=True)
+                output = run_mode(mode, machine.state(), prompt, 24, drafting, sampling=sampling)
+                made.append((output.ids, output.counters))
+            assert made[1] == made[0] and made[2] == made[0], (mode, temperature)
+
+
+def test_steps_back_and_drafts_change_nothing_in_float64(one):
+    """Peeks and rollbacks between the pieces of a text, whose logits stay the full forward's."""
+    model, patcher = load_model(one.path)
+    model, patcher = model.double(), patcher.double()
+    ids = random_text(100, 5)
+    expected = model(ids[None], patcher.closes(ids)[None])[0]
+    pieces = torch.Generator().manual_seed(0)
+
+    def random(n):
+        return int(torch.randint(n, (), generator=pieces))
+
+    for machine in (fast_of(model, patcher), unfolded_of(model, patcher)):
+        stream = machine.kind(machine.model, machine.patcher, max_rollback=9, max_rows=40)
+        slow = plain_of(model, patcher).state()
+        while stream.length < len(ids):
+            piece = ids[stream.length :][: 1 + random(12)].tolist()
+            logits = stream.extend(piece)
+            slow.advance(piece)
+            assert torch.allclose(logits, expected[slow.length - len(piece) : slow.length])
+            behind = random_text(1 + random(4), random(99)).tolist()
+            for n in range(1, len(behind) + 1):
+                assert torch.allclose(stream.peek(behind[:n]), slow.peek(behind[:n]))
+            back = max(1, stream.length - random(9), stream.furthest - 9)
+            stream.rollback(back)
+            slow.rollback(back)
+            assert [stream.closes(i) for i in range(back - 1, back)] == slow.closed[-1:]
+        assert stream.counters.bytes_advanced == slow.counters.bytes_advanced
 
 
 def test_what_the_original_has_otherwise_matters(one):
@@ -159,17 +215,18 @@ def best(logits):
 
 def test_greedy_bytes_are_the_same_and_speculation_changes_none(official):
     """200 bytes of plain BLT, then of BLT-S; fewer by other drafts."""
-    model, patcher = load_model(official.path)
+    ours, papers = load(official.path), load(official.path, plain=PaperPrefix)
+    assert ours.kind is ByteStateStream
     prompt, sampling = random_text(40, 1)[1:].tolist(), Sampling(ignore_eos=True)
-    ids = generate(model, patcher, prompt, 200, sampling=sampling).ids
+    ids = generate(ours.state(), prompt, 200, sampling=sampling).ids
     assert len(ids) == 200
     # Theirs is causal, so one pass over all of it tells what each prefix would have gone on with.
     logits = official.logits(torch.tensor([BOS, *prompt, *ids]))
     assert best(logits[len(prompt) : -1]).tolist() == ids
-    for mode, rounds, n in (("blts", "ours", 200), ("blts", "paper", 50), ("lookup", "ours", 50)):
-        drafting = Drafting(draft_size=5, rounds=rounds)
-        made = run_mode(mode, model, patcher, prompt, n, drafting, sampling=sampling)
-        assert made.ids == ids[:n], (mode, rounds)
+    for mode, machine, n in (("blts", ours, 200), ("blts", papers, 50), ("lookup", ours, 50)):
+        drafting = Drafting(draft_size=5)
+        made = run_mode(mode, machine.state(), prompt, n, drafting, sampling=sampling)
+        assert made.ids == ids[:n], (mode, machine.kind)
         assert made.counters.rounds < n
 
 
@@ -181,9 +238,9 @@ def one(tmp_path_factory):
 
 def test_greedy_bytes_are_what_theirs_writes_byte_by_byte(one):
     """The whole prefix through their model for each of 200 bytes."""
-    model, patcher = load_model(one.path)
+    state = load(one.path).state()
     prompt = random_text(30, 2).tolist()
-    made = generate(model, patcher, prompt[1:], 200, sampling=Sampling(ignore_eos=True)).ids
+    made = generate(state, prompt[1:], 200, sampling=Sampling(ignore_eos=True)).ids
     ids = list(prompt)
     for _ in range(200):
         ids.append(best(one.logits(torch.tensor(ids))[-1]).item())
@@ -193,34 +250,49 @@ def test_greedy_bytes_are_what_theirs_writes_byte_by_byte(one):
 def test_patches_of_bounded_length_are_converted_too(tmp_path):
     """Of theirs the last position may read the wrong patch then: it is left out."""
     bounded = make_official(tmp_path, 3, threshold=100.0, max_patch=3)
-    model, patcher = load_model(bounded.path)
+    machine = load(bounded.path)
     ids = random_text(100)
-    logits = Stream(model, patcher).extend(ids.tolist())
+    logits = machine.state().extend(ids.tolist())
     assert torch.allclose(logits[:-1], bounded.logits(ids)[:-1], atol=1e-4)
-    assert model.config.max_patch == patcher.config.max_patch == 3
+    assert machine.model.config.max_patch == machine.patcher.config.max_patch == 3
 
 
 # ---- what it costs
 
 
+def papers_of(model, patcher):
+    """The machine of the paper's rounds."""
+    return Machine(model, patcher, PaperPrefix)
+
+
 @pytest.mark.parametrize(
-    "mode, rounds", [("blt", "ours"), ("blts", "ours"), ("blts", "paper"), ("lookup", "ours")]
+    "mode, machine_of",
+    [
+        *((mode, kind) for mode in ("blt", "blts", "lookup") for kind in (fast_of, unfolded_of)),
+        ("blts", plain_of),
+        ("blts", papers_of),
+    ],
 )
-def test_the_byte_layers_run_as_often_as_the_decoder(one, mode, rounds):
+def test_the_byte_layers_run_as_often_as_the_decoder(one, mode, machine_of):
     """So they are counted with its parameters, and an encoder/global pass is what it was."""
-    model, patcher = load_model(one.path)
-    ran, layers = count_passes(model, patcher), []
+    plain, patcher = load_model(one.path)
+    machine = machine_of(plain, patcher)
+    model = machine.model
+    ran, layers = count_passes(model, machine.patcher), []
     model.encoder.layers[0].register_forward_hook(lambda *_: layers.append(1))
-    drafting = Drafting(draft_size=4, rounds=rounds)
-    made = run_mode(mode, model, patcher, random_text(30).tolist(), 40, drafting)
+    drafting = Drafting(draft_size=4) if mode != "blt" else Drafting()
+    made = run_mode(mode, machine.state(), random_text(30).tolist(), 40, drafting)
     c = made.counters
-    assert len(layers) == ran["decoder"] == c.decoder + c.prefill["decoder"]
-    assert ran["encoder"] == c.encoder_global + c.prefill["encoder_global"]
+    assert ran["decoder"] == c.decoder + c.prefill["decoder"]
+    if machine.kind is ByteStateStream:  # the plain one runs all at each question
+        assert len(layers) == ran["decoder"]
+        assert ran["encoder"] == c.encoder_global + c.prefill["encoder_global"]
     sizes = model.sizes()
-    moved = sum(p.numel() for p in model.encoder.layers.parameters())
-    moved += model.encoder.embed.weight.numel()
-    assert sizes["decoder"] == sum(p.numel() for p in model.decoder.parameters()) + moved
-    everything = sum(p.numel() for p in model.parameters())
+    assert sizes == plain.sizes()
+    moved = sum(p.numel() for p in plain.encoder.layers.parameters())
+    moved += plain.encoder.embed.weight.numel()
+    assert sizes["decoder"] == sum(p.numel() for p in plain.decoder.parameters()) + moved
+    everything = sum(p.numel() for p in plain.parameters())
     assert sum(sizes.values()) == everything
 
 
@@ -233,7 +305,9 @@ def test_half_precision_stays_in_the_file(one, tmp_path):
     one.theirs.to(torch.bfloat16).save_pretrained(folder)
     one.theirs.float()
     convert.main([str(folder), str(tmp_path / "half.pt")])
-    model, patcher = load_model(tmp_path / "half.pt")
+    machine = load(tmp_path / "half.pt")
+    assert machine.kind is ByteStateStream
+    model, patcher = machine.model, machine.patcher
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in patcher.parameters()} == {torch.float32}
     maps = pathlib.Path("/proc/self/maps").read_text().splitlines()
@@ -244,8 +318,8 @@ def test_half_precision_stays_in_the_file(one, tmp_path):
     # The same weights, rounded by nobody but them: q and k in another order of rows
     theirs = safetensors.load_file(folder / "model.safetensors")
     value = theirs["model.local_decoder.layers.1.self_attn.v_proj.weight"]
-    assert torch.equal(model.decoder.layers[1].qkv.weight[-len(value) :], value)
-    made = generate(model, patcher, [100, 101], 30, sampling=Sampling(ignore_eos=True))
+    assert torch.equal(model.decoder.decoder.layers[1].qkv.weight[-len(value) :], value)
+    made = generate(machine.state(), [100, 101], 30, sampling=Sampling(ignore_eos=True))
     assert made.new_bytes == 30
 
 
@@ -260,8 +334,8 @@ def test_it_generates_and_is_evaluated_as_ours_are(one, tmp_path, capsys):
     for mode in ("bltd", "bltdv"):
         with pytest.raises(BadInput, match="plain BLT"):
             sample.main([*file, "--mode", mode])
-    streaming.main([*file, "--text", "def main():"])
-    patching.main([*file, "--text", "def main():"])
+    way.main([*file, "--text", "def main():"])
+    ideas.patcher([*file, "--text", "def main():"])
     assert "any number of bytes a patch" in capsys.readouterr().out
     for task in (["bpb"], ["likelihood", "--limit", "3"]):
         evaluation.main([*task, *file, "--json", "--data", str(text)])

@@ -14,8 +14,9 @@ from conftest import ROOT
 
 import layers
 import train
-from support import checkpoint, distributed
+from support import checkpoint
 from support.terminal import BadInput
+from training import distributed
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
 SMALL = ["--preset", "nano", "--length", "32", "--dtype", "float32", "--steps", "20"]
@@ -31,13 +32,13 @@ import torch
 torch.set_default_dtype(torch.float64)
 sys.path.insert(0, {str(ROOT)!r})
 import train
-real = train.train_step
-def stopping(task, optimizer, number, done):
-    if task.name == "model" and number == 9 and os.environ["RANK"] == "1":
+real = train.check_finite
+def stopping(norm, task, step):
+    if task.name == "model" and step == 9 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
-    return real(task, optimizer, number, done)
+    real(norm, task, step)
 if sys.argv[1] == "STOP":
-    train.train_step = stopping
+    train.check_finite = stopping
     del sys.argv[1]
 train.run_script(train.main, "train.py")
 """
@@ -58,7 +59,7 @@ def exact(tmp_path):
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.py"
-    path.write_bytes(b"".join((ROOT / name).read_bytes() for name in ("model.py", "stream.py")))
+    path.write_bytes(b"".join((ROOT / name).read_bytes() for name in ("model.py", "generate.py")))
     return path
 
 
@@ -124,15 +125,15 @@ def test_two_processes_end_where_one_does(K, text, exact, tmp_path):
 # gradients have met in it: buckets of DistributedDataParallel; shards that have a gradient behind
 # it, as those of FSDP2 get none before
 COUNTED = f"""
+import os
 import sys
-import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 sys.path.insert(0, {str(ROOT)!r})
 import train
 spread, meet = train.distributed.spread, train.distributed.gradients_meet
 clip, passes, sharded = train.distributed.clip_gradients, [], "--shard" in sys.argv
-def watched(*given):
-    loss = spread(*given)
+def watched(*given, **named):
+    loss = spread(*given, **named)
     if not sharded:
         loss.register_comm_hook(None, exchange)
     return loss
@@ -152,7 +153,7 @@ def clipping(model, limit):
 train.distributed.spread, train.distributed.gradients_meet = watched, meeting
 train.distributed.clip_gradients = clipping
 train.main()
-if dist.get_rank() == 0:
+if os.environ["RANK"] == "0":  # the group has ended with the training
     print("passes", passes)
 """
 
@@ -202,14 +203,14 @@ def test_what_two_wrote_one_resumes_and_the_other_way_round(shard, text, exact, 
 
 def stops_at(patch, step):
     """Send this process SIGINT in that step of the model."""
-    real = train.train_step
+    real = train.check_finite
 
-    def stopping(task, optimizer, number, done):
+    def stopping(norm, task, number):
         if number == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(task, optimizer, number, done)
+        real(norm, task, number)
 
-    patch.setattr(train, "train_step", stopping)
+    patch.setattr(train, "check_finite", stopping)
 
 
 def test_signals_to_torchrun_save(text, tmp_path):
@@ -235,6 +236,7 @@ def test_a_process_that_dies_ends_the_others_with_one_line(shard, text, tmp_path
         if line.startswith("model: "):
             break
     kept = out.read_bytes()  # the patcher is saved
+    time.sleep(1.0)  # until it takes steps, where torchrun's own signal ends nothing
     last = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
     os.kill(max(map(int, last.stdout.split())), signal.SIGKILL)
     said = run.communicate(timeout=120)[0]
@@ -249,6 +251,7 @@ def test_a_process_that_dies_ends_the_others_with_one_line(shard, text, tmp_path
         (["--shard", "--optimizer", "muon"], "--shard needs --optimizer adamw"),
         (["--resume", "FILE"], "can't be shared by 2 processes"),
         (["--data", "gone"], "no such file or folder"),
+        (["--device", "cuda:1"], "--device cuda:1 would hold all processes of torchrun"),
     ],
 )
 def test_bad_input_of_several_is_one_line(arguments, words, text, tmp_path):
@@ -260,6 +263,15 @@ def test_bad_input_of_several_is_one_line(arguments, words, text, tmp_path):
         arguments = [*arguments, "--data", str(text), "--out", str(out)]
     code, said = together(2, *arguments)
     assert code != 0 and len(lines_of(said)) == 1 and words in lines_of(said)[0], said
+
+
+def test_what_is_computed_again_are_all_kinds_of_layers(text, tmp_path, monkeypatch):
+    """Guards: cross-attentions that kept their activations, a gigabyte a layer at blt-1b."""
+    kinds = []
+    monkeypatch.setattr(distributed, "recompute", lambda model, kind: kinds.append(kind))
+    known = ["--data", str(text), *SMALL, "--steps", "1", "--patcher", "space", "--recompute"]
+    train.main([*known, "--out", str(tmp_path / "x.pt")])
+    assert kinds == [(layers.Layer, layers.CrossAttention)]
 
 
 def test_sharding_alone_is_refused(text):
@@ -275,13 +287,13 @@ def test_alone_nothing_is_exchanged():
 
 def test_layers_that_compute_again_give_the_same_gradients_and_names():
     torch.manual_seed(0)
-    models = [layers.Stack(2, 16, 2, 24, 8) for _ in range(2)]
+    models = [layers.Stack(2, 16, 2, 24) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     distributed.recompute(models[1], layers.Layer)
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
     x = torch.randn(2, 9, 16)
     for stack in models:
-        view = layers.WholeView.causal(9, 8, 10000.0, x)
+        view = layers.View.of(layers.Rows.clean(9, x.device), 4, 8, 10000.0, x.dtype)
         stack(x, view).square().sum().backward()
     for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)

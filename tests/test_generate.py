@@ -1,28 +1,28 @@
-"""generate.py: from logits to bytes, plain BLT against its slow twin, and what things cost."""
+"""generate.py: from logits to bytes, the plain state, plain BLT on both machines, and its costs."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
-from conftest import count_passes, make_models, random_ids
+from conftest import FAST, count_passes, fast_of, make_models, plain_of, random_ids
 
-import generate as generating
-from data import BOS, EOS, MASK, PAD, encode
-from generate import (
-    Generation,
-    Sampling,
-    ban,
-    bits_per_byte,
-    distribution,
-    draw,
-    generate,
-    generate_uncached,
+from bandwidth import (
+    acceptance,
+    cost_of,
     gigabytes,
-    until_end,
+    gigabytes_of,
+    gigabytes_with_patcher,
+    mean_patch,
+    total,
 )
-from stream import Counters, Stream
-from support.quality import distinct_4grams, output_bits
-from support.show import Trace
+from data import BOS, EOS, MASK, PAD, decode, encode
+from fast.load import load
+from generate import Output, Prefix, Sampling, ban, distribution, draw
+from generate import generate as plain_blt
+from measure import ideas
+from measure.quality import bits_per_byte, distinct_4grams, output_bits
+from support.generation import Counters, Generation, Watch
 
 ENDLESS = Sampling(ignore_eos=True)
 
@@ -31,7 +31,8 @@ ENDLESS = Sampling(ignore_eos=True)
 
 def test_special_ids_are_never_generated_and_eos_only_ends():
     p = distribution(torch.zeros(1, 260), Sampling(temperature=1.0))[0]
-    assert p[[PAD, BOS, MASK]].sum() == 0 and p[EOS] > 0 and p.sum() == pytest.approx(1.0)
+    assert p[[PAD, BOS, MASK]].sum() == 0
+    assert p[EOS] > 0 and p.sum() == pytest.approx(1.0)
     assert distribution(torch.zeros(1, 260), Sampling(1.0, ignore_eos=True))[0][EOS] == 0
     favour = torch.zeros(1, 260)
     favour[0, [PAD, BOS, MASK]] = 99.0
@@ -43,7 +44,8 @@ def test_special_ids_are_never_generated_and_eos_only_ends():
     model, patcher = make_models(0)
     with torch.no_grad():
         model.decoder.head.weight[EOS] = model.decoder.head.weight[97 + 4] * 1.01
-    made = generate(model, patcher, [], 400, sampling=Sampling(temperature=1.0, seed=3))
+    state = fast_of(model, patcher).state()
+    made = plain_blt(state, [], 400, sampling=Sampling(temperature=1.0, seed=3))
     assert len(made.ids) < 400 and not {PAD, BOS, EOS, MASK} & set(made.ids)
 
 
@@ -63,82 +65,210 @@ def test_half_precision_is_drawn_from_in_single():
 
 def test_greedy_draws_the_best_and_sampling_the_drawn():
     logits = torch.zeros(2, 260)
-    logits[0, 77], logits[1, 99] = 5.0, 5.0
+    logits[0, 77] = logits[1, 99] = 5.0
     assert draw(distribution(logits, Sampling()), Sampling()) == [77, 99]
     p = torch.zeros(2, 260)
-    p[0, 50], p[1, 60] = 1.0, 1.0
+    p[0, 50] = p[1, 60] = 1.0
     assert draw(p, Sampling(temperature=1.0)) == [50, 60]
 
 
+def test_drawn_ids_are_distributed_as_p_says():
+    """Chi-square over five ids, with probabilities that differ from row to row."""
+    p = torch.zeros(2, 260)
+    p[0, 50:55] = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
+    p[1, 50:55] = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4])
+    sampling = Sampling(temperature=1.0, seed=4)
+    counts = [Counter(), Counter()]
+    for _ in range(2000):
+        for counted, id_ in zip(counts, draw(p, sampling)):
+            counted[id_] += 1
+    for row, counted in zip(p, counts):
+        expected = 2000 * row[50:55]
+        seen = torch.tensor([counted[id_] for id_ in range(50, 55)])
+        assert seen.sum() == 2000
+        assert ((seen - expected) ** 2 / expected).sum() < 4 + 4 * 8**0.5
+
+
 def test_sampling_is_reproducible_and_varied():
-    model, patcher = make_models(0)
+    machine = fast_of(*make_models(0))
     made = [
-        generate(model, patcher, [], 40, sampling=Sampling(1.0, 0.9, True, seed)).ids
+        plain_blt(machine.state(), [], 40, sampling=Sampling(1.0, 0.9, True, seed)).ids
         for seed in (1, 1, 2)
     ]
     assert made[0] == made[1] != made[2]
 
 
-def test_output_ends_at_eos_and_at_stops():
-    assert until_end([5, 6, EOS, 7], Sampling()) == ([5, 6], True)
-    assert until_end([5, 6, 7], Sampling()) == ([5, 6, 7], False)
-    assert until_end([5, 6, 7, EOS], Sampling(stop=(6, 9))) == ([5], True)
-    assert until_end([], Sampling()) == ([], False)
-    model, patcher = make_models(0)
-    whole = generate(model, patcher, [], 30, sampling=ENDLESS).ids
+# ---- what ends an output
+
+
+def written(ids, sampling, max_bytes=9):
+    """What Output keeps of new ids, and whether more may follow."""
+    out = Output(None, [99], max_bytes, sampling, Watch())
+    more = out.write(ids)
+    return out.text[2:], more
+
+
+def test_output_ends_at_eos_at_stops_and_at_its_budget():
+    assert written([5, 6, EOS, 7], Sampling()) == ([5, 6], False)
+    assert written([5, 6, 7], Sampling()) == ([5, 6, 7], True)
+    assert written([5, 6, 7, EOS], Sampling(stop=(6, 9))) == ([5], False)
+    assert written([EOS], Sampling()) == ([], False)
+    assert written([], Sampling()) == ([], True)
+    assert written([5, 6, 7], Sampling(), max_bytes=3) == ([5, 6, 7], False)
+    assert written([5, 6, 7], Sampling(), max_bytes=2) == ([5, 6], False)
+    # What stands behind the budget ends nothing: it is not looked at.
+    assert written([5, 6, EOS], Sampling(), max_bytes=2) == ([5, 6], False)
+
+
+def test_a_stop_ends_plain_blt_where_it_first_stands():
+    machine = fast_of(*make_models(0))
+    whole = plain_blt(machine.state(), [], 30, sampling=ENDLESS).ids
     last = whole[20]
-    cut = generate(model, patcher, [], 30, sampling=Sampling(ignore_eos=True, stop=(last,))).ids
+    stopping = Sampling(ignore_eos=True, stop=(last,))
+    cut = plain_blt(machine.state(), [], 30, sampling=stopping).ids
     assert cut == whole[: whole.index(last)]
 
 
-# ---- plain BLT against its slow twin
+@pytest.mark.parametrize("prompt", [[], [104]])
+def test_a_budget_of_one_byte_and_an_empty_prompt(prompt):
+    for machine in (plain_of(*make_models(2)), fast_of(*make_models(2))):
+        made = plain_blt(machine.state(), prompt, 1, sampling=ENDLESS)
+        assert made.ids == plain_blt(machine.state(), prompt, 9, sampling=ENDLESS).ids[:1]
+        passes = {"decoder": 1, "encoder_global": 1, "entropy": 1}
+        assert made.counters == Counters(prefill=Counter(passes))
 
 
-def test_greedy_generation_equals_repeated_full_forwards_past_the_wrap_around(trained):
-    """Guards: a cached generate that differs from the uncached one.
-
-    From the second byte on, or once buffers are full.
-    """
-    small = make_models(0, window=16, global_window=4)
-    assert Stream(*small).decoder_cache.capacity < 560, "the buffers should wrap"
-    for (model, patcher), prompts, n in (
-        (small, [[], [100, 101]], 700),
-        (trained, [[], [104, 105, 106, 36]], 150),
-    ):
-        for prompt in prompts:
-            budget = n if prompt else 40
-            slow = generate_uncached(model, patcher, prompt, budget, ENDLESS)
-            made = generate(model, patcher, prompt, budget, sampling=ENDLESS)
-            assert made.ids == slow and len(slow) == budget
+# ---- the plain state
 
 
-def test_counters_count_passes_that_really_ran():
-    model, patcher = make_models(2)
-    ran = count_passes(model, patcher)
-    made = generate(model, patcher, [104, 105], 90, sampling=ENDLESS)
-    c, prefill = made.counters, made.counters.prefill
-    assert ran["decoder"] == c.decoder + prefill["decoder"]
-    assert ran["entropy"] == c.entropy + prefill["entropy"]
-    assert ran["encoder"] == ran["globe"] == c.encoder_global + prefill["encoder_global"]
-    assert c.decoder == c.entropy == c.bytes_advanced == 89  # the prefill gave the first byte
+@torch.no_grad()
+def in_full(model, patcher, ids):
+    """Logits (N, V) of a text, by one pass over the whole of it."""
+    return model(ids[None], patcher.closes(ids)[None])[0]
+
+
+@pytest.mark.parametrize("max_patch, mean", [(1, 1), (8, 4), (8, 7.5)])
+def test_the_plain_state_gives_the_logits_of_a_pass_over_the_whole_text(max_patch, mean):
+    """However it is cut: later bytes change nothing, neither logits nor patches."""
+    models = make_models(0, window=12, global_window=4, max_patch=max_patch, mean=mean)
+    ids = random_ids(60, 1)
+    state = Prefix(*models)
+    logits = [state.extend(ids[:7].tolist())]
+    for i in range(7, 60, 3):
+        if i % 2:
+            state.advance(ids[i : i + 3].tolist())
+            state.rollback(i)
+        state.peek([104, 105])
+        logits.append(state.extend(ids[i : i + 3].tolist()))
+    whole = in_full(*models, ids)
+    assert torch.allclose(torch.cat(logits), whole[: state.length], atol=1e-9)
+    assert state.closed == models[1].closes(ids).tolist()[: state.length]
+    assert state.counters.patches_closed == sum(state.closed)
+    assert state.counters.bytes_advanced == state.length
+
+
+@pytest.mark.parametrize("kind", ["plain", *FAST])
+def test_a_byte_moves_no_earlier_logit(kind):
+    """Guards: a causality that holds for whole texts alone, as patches move."""
+    models = make_models(1, window=24)
+    make = {"plain": plain_of, **FAST}[kind]
+    ids = random_ids(60, 4)
+    before = make(*models).state().extend(ids.tolist())
+    for change in (1, 13, 30, 59):
+        changed = ids.clone()
+        changed[change] = 200
+        moved = (make(*models).state().extend(changed.tolist()) - before).abs().amax(-1) > 1e-9
+        assert not moved[:change].any(), f"{kind}: the byte at {change} moved an earlier logit"
+        assert moved[change]
+
+
+# ---- plain BLT
+
+
+def repeated_forwards(model, patcher, prompt, n):
+    """Greedy plain BLT without any state: the whole text anew for each byte."""
+    text = [BOS, *prompt]
+    for _ in range(n):
+        logits = in_full(model, patcher, torch.tensor(text))[-1]
+        logits[[PAD, BOS, EOS, MASK]] = -math.inf
+        text.append(int(logits.argmax()))
+    return text[1 + len(prompt) :]
+
+
+@pytest.mark.parametrize("seed, max_patch, mean", [(0, 8, 3), (1, 1, 1), (2, 4, 3), (3, 8, 7.5)])
+def test_fast_plain_blt_writes_what_repeated_forwards_do(seed, max_patch, mean):
+    """With the same counters. Random weights have small margins: any difference shows soon."""
+    models = make_models(seed, window=16, global_window=4, max_patch=max_patch, mean=mean)
+    for prompt in ([], [100, 101]):
+        slow = repeated_forwards(*models, prompt, 40)
+        plain = plain_blt(plain_of(*models).state(), prompt, 40, sampling=ENDLESS)
+        assert plain.ids == slow, "generate.generate on Prefix does not follow model.BLT.forward"
+        for name, make in FAST.items():
+            made = plain_blt(make(*models).state(), prompt, 40, sampling=ENDLESS)
+            said = f"generate.generate on fast.stream ({name}) does not follow that on Prefix"
+            assert made.ids == plain.ids, said
+            assert made.counters == plain.counters, said
+            assert made.sizes == plain.sizes, said
+
+
+def test_fast_plain_blt_writes_what_repeated_forwards_do_past_the_turn_of_buffers():
+    """Guards: a cached generate that differs once buffers are full."""
+    models = make_models(0, window=16, global_window=4)
+    machine = fast_of(*models)
+    stream = machine.kind(machine.model, machine.patcher, max_rollback=8, max_rows=16)
+    assert stream.decoder_cache.capacity < 90
+    made = plain_blt(stream, [104], 200, sampling=ENDLESS)
+    assert made.ids == repeated_forwards(*models, [104], 200)
+
+
+def test_fast_plain_blt_writes_what_repeated_forwards_do_on_a_trained_model(trained):
+    prompt = [104, 105, 106, 36]
+    slow = repeated_forwards(*trained, prompt, 80)
+    for make in (plain_of, *FAST.values()):
+        made = plain_blt(make(*trained).state(), prompt, 80, sampling=ENDLESS)
+        assert made.ids == slow, make.__name__
+
+
+@pytest.mark.parametrize("make", FAST.values(), ids=FAST)
+def test_counters_count_passes_that_really_ran(make):
+    machine = make(*make_models(2))
+    ran = count_passes(machine.model, machine.patcher)
+    made = plain_blt(machine.state(), [104, 105], 90, sampling=ENDLESS)
+    spent = made.counters
+    prefill = spent.prefill
+    assert ran["decoder"] == spent.decoder + prefill["decoder"]
+    assert ran["entropy"] == spent.entropy + prefill["entropy"]
+    assert ran["encoder"] == ran["globe"] == spent.encoder_global + prefill["encoder_global"]
+    # The prefill gave the first byte.
+    assert spent.decoder == spent.entropy == spent.bytes_advanced == 89
     # Plain decoding: one call for each patch closed, exactly.
-    assert c.encoder_global == c.patches_closed > 5
+    assert spent.encoder_global == spent.patches_closed > 5
 
 
-def test_what_is_emitted_and_traced_is_what_is_made():
-    model, patcher = make_models(0)
-    emitted, rounds = [], []
+class Spy(Watch):
+    """Remembers all that it is told."""
 
-    class Spy(Trace):
-        def round(self, processed, drafted, accepted, following):
-            rounds.append((processed, drafted, accepted, following))
+    def __init__(self):
+        self.told = []
 
-    made = generate(model, patcher, [104], 30, sampling=ENDLESS, emit=emitted.extend, trace=Spy())
-    assert emitted == made.ids and len(rounds) == 29
-    closes = patcher.closes(torch.tensor([BOS, 104, *made.ids])).tolist()
-    for i, (processed, drafted, accepted, following) in enumerate(rounds):
-        assert processed == [(made.ids[i], closes[i + 2])]
-        assert (drafted, accepted, following) == ([], 0, made.ids[i + 1])
+    def begin(self, state):
+        self.told.append(("begin", state.length))
+
+    def bytes(self, ids):
+        self.told.append(("bytes", ids))
+
+    def round(self, state, drafted, accepted, following):
+        self.told.append(("round", state.length, drafted, accepted, following))
+
+
+def test_a_watch_is_told_each_byte_as_it_is_written():
+    for machine in (plain_of(*make_models(0)), fast_of(*make_models(0))):
+        spy = Spy()
+        made = plain_blt(machine.state(), [104], 12, sampling=ENDLESS, watch=spy)
+        expected = [("begin", 2)]
+        for i, id_ in enumerate(made.ids):
+            expected += [("round", 2 + i, [], 0, id_), ("bytes", [id_])]
+        assert spy.told == expected
 
 
 # ---- what a generation cost
@@ -146,162 +276,172 @@ def test_what_is_emitted_and_traced_is_what_is_made():
 
 def test_eq8_on_hand_worked_numbers():
     assert gigabytes(512, 250, 160e6, 1.299e9) == pytest.approx(813.34)  # the paper says 814.95
-    assert gigabytes(1, 0, 1e9, 5e9) == 2.0 and gigabytes(1, 0, 1e9, 5e9, bits=4) == 0.5
+    assert gigabytes(1, 0, 1e9, 5e9) == 2.0
+    assert gigabytes(1, 0, 1e9, 5e9, bits=4) == 0.5
     assert gigabytes(3, 2, 10, 100, bits=8) == pytest.approx(230e-9)
 
 
-SIZES = {"encoder": 30, "global": 400, "decoder": 50, "chain": 2}
-SIZES |= {"ngram_tables": 10**9, "patcher": 7}
-
-
-def made_up(ids, seconds, **counted):
-    return Generation(ids, Counters(**counted), seconds, SIZES)
+SIZES = {
+    "encoder": 30,
+    "global": 400,
+    "decoder": 50,
+    "chain": 2,
+    "ngram_tables": 10**9,
+    "patcher": 7,
+}
 
 
 def test_costs_of_a_generation_by_hand():
     """No n-gram table is read, and the patcher's passes stand apart."""
-    nfes = {"decoder": 10, "encoder_global": 3, "entropy": 6}
-    spoken = {"bytes_advanced": 12, "patches_closed": 5, "rounds": 4, "drafted": 8, "accepted": 6}
-    made = made_up([100] * 11, 2.0, **nfes, **spoken)
-    assert made.new_bytes == 11 and made.bytes_per_second == 5.5
-    assert made.acceptance == 0.75 and made.mean_patch == 2.4
+    counters = Counters(
+        decoder=10,
+        encoder_global=3,
+        entropy=6,
+        bytes_advanced=12,
+        patches_closed=5,
+        rounds=4,
+        drafted=8,
+        accepted=6,
+    )
+    made = Generation([100] * 11, counters, 2.0, SIZES)
+    assert made.new_bytes == 11
+    assert made.bytes_per_second == 5.5
+    assert acceptance(made) == 0.75
+    assert mean_patch(made) == 2.4
     # 10 x 50 + 3 x (30 + 400) = 1790 numbers of two bytes each
-    assert made.gigabytes() == pytest.approx(3580e-9)
-    assert made.gigabytes(bits=32) == pytest.approx(7160e-9)
-    assert made.gigabytes_with_patcher() == pytest.approx((3580 + 2 * 42) * 1e-9)
-    assert made.gigabytes_with_patcher(bits=8) == pytest.approx((1790 + 42) * 1e-9)
-    assert made.cost() == {
+    assert gigabytes_of(made) == pytest.approx(3580e-9)
+    assert gigabytes_of(made, bits=32) == pytest.approx(7160e-9)
+    assert gigabytes_with_patcher(made) == pytest.approx((3580 + 2 * 42) * 1e-9)
+    assert gigabytes_with_patcher(made, bits=8) == pytest.approx((1790 + 42) * 1e-9)
+    assert cost_of(made) == {
         "new_bytes": 11,
         "seconds": 2.0,
         "bytes_per_second": 5.5,
         "decoder_nfes": 10,
         "encoder_global_nfes": 3,
         "entropy_nfes": 6,
-        "bandwidth_gb": made.gigabytes(),
+        "bandwidth_gb": gigabytes_of(made),
     }
-    nothing = made_up([], 0.0)
-    assert nothing.acceptance is None and nothing.mean_patch is None
-    assert nothing.bytes_per_second == 0 == nothing.gigabytes()
+    nothing = Generation([], Counters(), 0.0, SIZES)
+    assert acceptance(nothing) is None
+    assert mean_patch(nothing) is None
+    assert nothing.bytes_per_second is None and gigabytes_of(nothing) == 0
+    counters.chain = 5  # cells of two numbers each
+    assert gigabytes_of(made) == pytest.approx((3580 + 2 * 10) * 1e-9)
 
 
 def test_a_total_is_the_sum_of_its_parts_by_hand():
     """Ids, passes, seconds, the prefill's passes and the accepted lengths; the parts stay."""
-    one = made_up(
-        [100, 101],
-        1.5,
+    first = Counters(
         decoder=10,
         encoder_global=3,
         entropy=6,
+        chain=1,
         bytes_advanced=9,
         patches_closed=4,
-        prefill={"decoder": 1, "encoder_global": 1, "entropy": 1},
+        prefill=Counter(decoder=1, encoder_global=1, entropy=1),
         rounds=5,
         drafted=20,
         accepted=7,
-        lengths={0: 2, 3: 3},
+        lengths=Counter({0: 2, 3: 3}),
     )
-    two = made_up(
-        [102],
-        0.5,
+    second = Counters(
         decoder=1,
         encoder_global=2,
         entropy=3,
+        chain=4,
         bytes_advanced=4,
         patches_closed=5,
-        prefill={"decoder": 2, "encoder_global": 1, "entropy": 4},
+        prefill=Counter(decoder=2, encoder_global=1, entropy=4),
         rounds=6,
         drafted=7,
         accepted=8,
-        lengths={3: 1, 4: 5},
+        lengths=Counter({3: 1, 4: 5}),
     )
-    total = Generation.total([one, two])
-    assert total.ids == [100, 101, 102] and total.seconds == 2.0 and total.sizes == SIZES
-    assert total.counters == Counters(
+    one = Generation([100, 101], first, 1.5, SIZES)
+    two = Generation([102], second, 0.5, SIZES)
+    both = total([one, two])
+    assert both.ids == [100, 101, 102]
+    assert both.seconds == 2.0
+    assert both.sizes == SIZES
+    assert both.counters == Counters(
         decoder=11,
         encoder_global=5,
         entropy=9,
+        chain=5,
         bytes_advanced=13,
         patches_closed=9,
-        prefill={"decoder": 3, "encoder_global": 2, "entropy": 5},
+        prefill=Counter(decoder=3, encoder_global=2, entropy=5),
         rounds=11,
         drafted=27,
         accepted=15,
-        lengths={0: 2, 3: 4, 4: 5},
+        lengths=Counter({0: 2, 3: 4, 4: 5}),
     )
-    assert total.gigabytes() == pytest.approx(one.gigabytes() + two.gigabytes())
-    assert total.bytes_per_second == 1.5 and total.mean_patch == 13 / 9
-    assert one.counters.lengths == {0: 2, 3: 3} and two.ids == [102]
-    assert Generation.total([one]).counters == one.counters
+    assert gigabytes_of(both) == pytest.approx(gigabytes_of(one) + gigabytes_of(two))
+    assert both.bytes_per_second == 1.5
+    assert mean_patch(both) == 13 / 9
+    assert one.counters.lengths == {0: 2, 3: 3}
+    assert two.ids == [102]
+    assert total([one]).counters == one.counters
 
 
-def test_sizes_are_those_of_the_models_parts():
-    model, patcher = make_models(0)
-    sizes = generate(model, patcher, [], 2).sizes
+@pytest.mark.parametrize("changes", [{}, {"block_size": 4, "chain_width": 6}])
+def test_sizes_are_those_of_the_models_parts(changes):
+    """Of the plain model, on a folded one too."""
+    model, patcher = make_models(0, **changes)
     everything = sum(p.numel() for part in (model, patcher) for p in part.parameters())
-    assert sum(sizes.values()) == everything
-    assert sizes["patcher"] == sum(p.numel() for p in patcher.parameters())
-    assert sizes["ngram_tables"] == model.encoder.hashes.weight.numel()
+    for machine in (plain_of(model, patcher), fast_of(model, patcher)):
+        sizes = plain_blt(machine.state(), [], 2).sizes
+        assert sum(sizes.values()) == everything
+        assert sizes["patcher"] == sum(p.numel() for p in patcher.parameters())
+        assert sizes["ngram_tables"] == model.encoder.hashes.weight.numel()
 
 
 # ---- how likely bytes are
 
 
-def test_every_target_position_has_a_loss():
-    """Guards: the last row of every window was never supervised."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 9, 260, generator=generator, requires_grad=True)
-    ids = torch.randint(4, 260, (2, 10), generator=generator)
-    before = generating.next_byte_loss(logits, ids)
-    before.backward()
-    assert (logits.grad.abs().sum(-1) > 0).all()
-    for position in range(1, 10):
-        changed = ids.clone()
-        changed[0, position] = (ids[0, position] + 1 - 4) % 256 + 4
-        assert generating.next_byte_loss(logits, changed) != before
-
-
 def test_bits_per_byte_equals_the_full_forwards_loss(trained):
     """A document longer than a pass takes; its EOS is predicted too, and counts as no byte."""
-    model, patcher = trained
-    ids, shown = torch.cat([random_ids(900, 4), torch.tensor([EOS])]), []
-    with torch.no_grad():
-        logits = model(ids[None], patcher.closes(ids)[None])[0, :-1]
+    ids = torch.cat([random_ids(600, 4), torch.tensor([EOS])])
+    logits = in_full(*trained, ids)[:-1]
     nats = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()
     bits = nats / math.log(2) / (len(ids) - 2)
-    assert bits_per_byte(model, patcher, [ids], shown.append) == pytest.approx(bits, rel=1e-6)
-    assert sum(shown) == len(ids) - 1
+    for machine in (plain_of(*trained), fast_of(*trained)):
+        shown = []
+        assert bits_per_byte(machine.state, [ids], shown.append) == pytest.approx(bits, rel=1e-6)
+        assert sum(shown) == len(ids) - 1
+    assert bits_per_byte(machine.state, []) is None
 
 
 def test_bits_of_an_output_are_those_behind_its_prompt():
     model, patcher = make_models(1)
-    prompt, ids = random_ids(9, 1)[1:].tolist(), random_ids(40, 2)[1:].tolist()
-    text = torch.tensor([BOS, *prompt, *ids])
-    with torch.no_grad():
-        log_p = model(text[None], patcher.closes(text)[None])[0].log_softmax(-1)
+    prompt = random_ids(9, 1)[1:].tolist()
+    ids = random_ids(40, 2)[1:].tolist()
+    log_p = in_full(model, patcher, torch.tensor([BOS, *prompt, *ids])).log_softmax(-1)
     own = [log_p[len(prompt) + i, id_].item() for i, id_ in enumerate(ids)]
-    bits = -sum(own) / len(own) / math.log(2)
-    assert output_bits(model, patcher, prompt, ids) == pytest.approx(bits, rel=1e-5)
-    bits = -own[0] / math.log(2)
-    assert output_bits(model, patcher, prompt, ids[:1]) == pytest.approx(bits, rel=1e-5)
+    for machine in (plain_of(model, patcher), fast_of(model, patcher)):
+        bits = -sum(own) / len(own) / math.log(2)
+        assert output_bits(machine, prompt, ids) == pytest.approx(bits, rel=1e-5)
+        bits = -own[0] / math.log(2)
+        assert output_bits(machine, prompt, ids[:1]) == pytest.approx(bits, rel=1e-5)
+        assert output_bits(machine, prompt, []) is None
 
 
 def test_distinct_4grams_by_hand():
     assert distinct_4grams([[1, 2, 3, 4, 5]]) == 1.0
     assert distinct_4grams([[1, 1, 1, 1, 1, 1]]) == pytest.approx(1 / 3)
     assert distinct_4grams([[1, 2, 3, 4], [1, 2, 3, 4]]) == 0.5  # none spans two outputs
-    assert distinct_4grams([[1, 2, 3]]) == 0.0
+    assert distinct_4grams([[1, 2, 3]]) is None
 
 
 # ---- run
 
 
 def test_it_watches_plain_blt_write(trained_file, capsys):
-    given = ["--checkpoint", str(trained_file), "--prompt", "def ", "--bytes", "6"]
-    generating.main(given)
+    ideas.generate(["--checkpoint", str(trained_file), "--prompt", "def ", "--bytes", "6"])
     lines = capsys.readouterr().out.splitlines()
-    model, patcher = generating.load_model(trained_file)
-    ids = generate(model, patcher, encode(b"def "), 6, sampling=ENDLESS).ids
+    state = load(trained_file).state()
+    text = decode(plain_blt(state, encode(b"def "), 6, sampling=ENDLESS).ids).decode()
     shown = [line.split()[0] for line in lines[2:] if not line.startswith(" ")]
     assert len(lines) == 8
-    written = [chr(id_ - 4) for id_ in ids if chr(id_ - 4).isalnum()]
-    assert [word for word in shown if word.isalnum()] == written
+    assert [word for word in shown if word.isalnum()] == [c for c in text if c.isalnum()]

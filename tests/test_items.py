@@ -135,6 +135,7 @@ def test_translations(folder):
 
 def test_programs(folder):
     (item,) = read_items("humaneval", folder)
+    assert item.indented and item.answer_in(item.solution + "\nwhile 1:\n  2") == item.solution
     assert passes(item.prompt + item.solution + item.tests)
     assert not passes(item.prompt + "    return 2\n" + item.tests)
     mbpp = list(read_items("mbpp", folder))
@@ -243,17 +244,20 @@ def test_the_archive_and_the_items_are_what_the_generator_makes(tmp_path):
     with zipfile.ZipFile(miniature.TARGET.with_suffix(".zip")) as archive:
         archive.extractall(tmp_path / "text")
     corpus = corpus_of([tmp_path / "text"])
-    assert corpus.documents == miniature.training_documents()
+    documents = [(name, bytes(text)) for name, text in corpus.documents]
+    assert documents == miniature.training_documents()
     assert {name.split("/")[0] for name, _ in corpus.documents} == set(miniature.TASKS)
     train, held_out = corpus.split()
     assert 0.03 < len(held_out) / len(corpus.documents) < 0.07
-    assert all(document.endswith(b"\n\n") for document in train)
+    assert all(bytes(document).endswith(b"\n\n") for document in train)
     made = {task: [] for task in MINIATURE}
     for task, item in miniature.all_items():
         made[task].append(replace(item, stops=list(item.stops)))
     for task, items in made.items():
         examples, asked = items[: miniature.SHOTS], items[miniature.SHOTS :]
         assert read_items(task, None) == list(behind(examples, asked))
+    shipped = miniature.TARGET.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    assert shipped == [miniature.as_line(task, item) for task, item in miniature.all_items()]
 
 
 # ---- programs for the harness

@@ -1,18 +1,20 @@
-"""layers.py: who sees whom, RoPE, and cached rows against whole sequences."""
+"""layers.py: who sees whom, RoPE, layers, cross-attention and the chained head, against loops."""
+
+import math
 
 import pytest
 import torch
 
-import layers
 from layers import (
-    Cache,
+    CLEAN,
+    ChainedHead,
     CrossAttention,
-    PackedView,
+    Layer,
+    Rows,
     Stack,
-    WholeView,
+    View,
     attend,
-    attend_window,
-    causal,
+    mask_of,
     rotary,
     rotate,
     sees,
@@ -23,82 +25,94 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def random_weights(module, seed=0):
+    """A module in float64 with weights of which none is zero, and norms that are not one."""
+    torch.manual_seed(seed)
+    for p in module.double().parameters():
+        torch.nn.init.normal_(p, mean=float(p.ndim == 1), std=0.3)
+    return module
+
+
 # ---- who sees whom
 
+# (position, start of its block, is it a drafted byte?), clean rows and blocks of every kind: cells
+# alone, drafted bytes alone, drafted bytes in front of cells
+ROWS = [(i, CLEAN, False) for i in range(12)]
+ROWS += [(3 + j, 3, False) for j in range(4)]
+ROWS += [(4 + j, 4, True) for j in range(4)]
+ROWS += [(9 + j, 9, j < 2) for j in range(5)]
 
-def test_mask_predicate_against_a_loop():
-    """Clean rows are causal; a block sees the clean rows before its start, and all of itself."""
-    rows = [(i, -1) for i in range(12)] + [(s + j, s) for s in (3, 4, 9) for j in range(4)]
-    for window in (2, 5, 100):
-        position, start = torch.tensor(rows).T
-        got = sees(position[:, None], start[:, None], position[None], start[None], window)
-        for q, (qp, qs) in enumerate(rows):
-            for k, (kp, ks) in enumerate(rows):
-                if qs < 0:
-                    expected = ks < 0 and qp - window < kp <= qp
-                else:
-                    expected = (ks < 0 and qs - window <= kp < qs) or ks == qs
-                assert got[q, k] == expected, (rows[q], rows[k], window)
+
+def rows_of(listed):
+    position, start, draft = zip(*listed)
+    return Rows(torch.tensor(position), torch.tensor(start), torch.tensor(draft))
+
+
+def may_read(query, key, window):
+    """The rule of layers.sees for one pair of rows, case by case."""
+    position, start, drafted = query
+    of_key, start_of_key, _ = key
+    recent = position - window < of_key <= position
+    if start == CLEAN:
+        return start_of_key == CLEAN and recent
+    if start_of_key not in (CLEAN, start):
+        return False
+    if drafted:  # from left to right, but no clean row of what the block holds
+        return recent and (start_of_key == start or of_key < start)
+    if start_of_key == start:
+        return True
+    return start - window <= of_key < start
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 100])
+def test_mask_predicate_against_a_loop(window):
+    """Clean rows are causal; a block sees the clean rows before its start, and itself.
+
+    Guards: block rows that read the clean twin of the byte they must predict.
+    """
+    rows = rows_of(ROWS)
+    query = Rows(*(x[:, None] for x in rows))
+    got = sees(query, Rows(*(x[None] for x in rows)), window)
+    for q, asking in enumerate(ROWS):
+        for k, asked in enumerate(ROWS):
+            assert got[q, k] == may_read(asking, asked, window), (asking, asked)
+    assert torch.equal(mask_of(rows, window), got)
+
+
+def test_no_row_reads_what_it_must_predict():
+    """Neither a cell its own clean byte or a later one, nor a clean or a drafted row the next."""
+    mask = mask_of(rows_of(ROWS), 100)
+    for q, (position, start, drafted) in enumerate(ROWS):
+        for k, (of_key, start_of_key, _) in enumerate(ROWS):
+            if start != CLEAN and start_of_key == CLEAN and of_key >= start:
+                assert not mask[q, k]
+            if (start == CLEAN or drafted) and of_key > position:
+                assert not mask[q, k]
+            if start_of_key not in (CLEAN, start):
+                assert not mask[q, k]
 
 
 @pytest.mark.parametrize("window", [1, 2, 7, 100])
-def test_the_causal_rule_is_the_rule_of_clean_rows(window):
-    """The short rule for clean rows is the long one with nobody in a block."""
-    row, clean = torch.arange(20), torch.full((20,), -1)
-    short = causal(row[:, None], row[None], window)
-    assert torch.equal(short, sees(row[:, None], clean[:, None], row[None], clean[None], window))
-    assert short.tolist() == [[i - window < j <= i for j in range(20)] for i in range(20)]
-    # As the global model uses it: positions of several rows of a batch behind each other
-    patch = torch.tensor([0, 1, 2, 0, 1])
-    expected = [[q - window < k <= q for k in patch.tolist()] for q in patch.tolist()]
-    assert causal(patch[:, None], patch[None], window).tolist() == expected
+def test_clean_rows_are_causal(window):
+    seen = mask_of(Rows.clean(20, "cpu"), window)
+    assert seen.tolist() == [[i - window < j <= i for j in range(20)] for i in range(20)]
 
 
-@pytest.mark.parametrize("n, window", [(5, 8), (8, 8), (21, 8), (64, 16), (33, 1)])
-def test_windowed_attention_equals_a_masked_one(n, window):
-    q, k, v = normal(3, 2, 3, n, 4, seed=n).unbind(0)
-    row = torch.arange(n)
-    mask = causal(row[:, None], row[None], window)
-    assert torch.allclose(attend_window(q, k, v, window), attend(q, k, v, mask), atol=1e-12)
+def test_masks_of_a_batch_are_those_of_its_rows():
+    """(B, 1, N, N): each row of a batch has blocks of its own, all heads alike."""
+    other = [(i, CLEAN, False) for i in range(20)] + [(7 + j, 7, False) for j in range(5)]
+    batch = Rows(*(torch.stack(both) for both in zip(rows_of(ROWS), rows_of(other))))
+    masks = mask_of(batch, 5)
+    assert masks.shape == (2, 1, 25, 25)
+    assert torch.equal(masks[0, 0], mask_of(rows_of(ROWS), 5))
+    assert torch.equal(masks[1, 0], mask_of(rows_of(other), 5))
 
 
 # ---- RoPE
 
 
-@pytest.mark.parametrize("group", [1, 3])
-def test_reading_a_few_equals_hiding_the_rest(group):
-    """What each group reads is copied to it; the slow twin scores all and hides the others."""
-    B, H, M, S, D = 2, 3, 10, 11, 12
-    cross, x = CrossAttention(D, H).double(), normal(B, M * group // B, D)
-    kv = cross.project(normal(1, S, D, seed=1))
-    chance = torch.rand(M, S, generator=torch.Generator().manual_seed(2))
-    reads = chance.argsort(-1)[:, :4]
-    reads[1, 2:] = -1
-    allowed = torch.zeros(M, S, dtype=torch.bool)
-    for m, mine in enumerate(reads.tolist()):
-        allowed[m, [s for s in mine if s >= 0]] = True
-    q = cross.q(cross.query_norm(x)).view(1, M * group, H, D // H).transpose(1, 2)
-    y = attend(q, kv[0], kv[1], allowed.repeat_interleave(group, 0))
-    expected = x + cross.out(y.transpose(1, 2).reshape(x.shape))
-    assert torch.allclose(cross(x, kv, reads), expected, atol=1e-12)
-
-
-@pytest.mark.parametrize("window", [2, 4, 50])
-def test_packed_sequences_equal_each_alone(window):
-    """Behind each other without padding, they still see none but their own rows."""
-    sizes, H, C = [7, 1, 12], 2, 4
-    q, k, v = (normal(1, H, sum(sizes), C, seed=i) for i in range(3))
-    row = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
-    position = torch.cat([torch.arange(n) for n in sizes])
-    got = PackedView(None, row, position).attend(0, q, k, v, window)
-    for b, end in enumerate(torch.tensor(sizes).cumsum(0).tolist()):
-        mine = slice(end - sizes[b], end)
-        alone = WholeView(None).attend(0, q[:, :, mine], k[:, :, mine], v[:, :, mine], window)
-        assert torch.allclose(got[:, :, mine], alone, atol=1e-12)
-
-
 def test_rope_depends_on_distance_alone_even_far_out():
-    q, k = normal(2, 1, 1, 1, 16).unbind(0)
+    q, k = normal(2, 1, 1, 1, 1, 16).unbind(0)
 
     def turned(x, i):
         return rotate(x, rotary(torch.tensor([i]), 16, 500000.0, torch.float64))
@@ -110,102 +124,262 @@ def test_rope_depends_on_distance_alone_even_far_out():
     assert score(7, 3) != pytest.approx(score(7, 4), abs=1e-3)
 
 
-# ---- whole sequences and cached rows
+def test_rotation_is_that_of_pairs():
+    """Channels c and c + C/2 are the two parts of a complex number, turned by position / base^."""
+    positions = torch.tensor([0, 1, 5, 77])
+    x = normal(2, 4, 2, 3, 8, seed=1)  # (B, N, queries and keys, H, C)
+    got = rotate(x, rotary(positions, 8, 10000.0, torch.float64))
+    for n, position in enumerate(positions.tolist()):
+        for c in range(4):
+            angle = position * 10000.0 ** (-c / 4)
+            a, b = x[:, n, ..., c], x[:, n, ..., c + 4]
+            expected = a * math.cos(angle) - b * math.sin(angle)
+            assert torch.allclose(got[:, n, ..., c], expected, atol=1e-12)
+            expected = b * math.cos(angle) + a * math.sin(angle)
+            assert torch.allclose(got[:, n, ..., c + 4], expected, atol=1e-12)
 
-WINDOW, BASE, WIDTH, HEADS = 9, 10000.0, 16, 2
+
+def test_angles_are_exact_at_any_position():
+    """Guards: angles in float32, which hold no position beyond 16 million."""
+    far = 123_456_789
+    cos, sin = rotary(torch.tensor([far]), 8, 10000.0)
+    assert cos.dtype == torch.float32 and cos.shape == (1, 1, 1, 8)
+    for c in range(4):
+        angle = far * 10000.0 ** (-c / 4)
+        assert cos[..., c].item() == pytest.approx(math.cos(angle), abs=1e-6)
+        assert -sin[..., c].item() == pytest.approx(math.sin(angle), abs=1e-6)
 
 
-@pytest.fixture
-def stack():
-    """Two layers in float64, whose norms are not one."""
-    torch.manual_seed(0)
-    modules = Stack(2, WIDTH, HEADS, 24, WINDOW).double()
-    for p in modules.parameters():
-        torch.nn.init.normal_(p, mean=float(p.ndim == 1), std=0.3)
-    return modules
+def test_rope_is_computed_where_the_positions_are():
+    """Guards: a host that computes sines for its GPU: a wait, and a thread that limits training."""
+    for factors in rotary(torch.arange(5, device="meta").view(1, 5), 8, 10000.0):
+        assert factors.device.type == "meta" and factors.shape == (1, 5, 1, 1, 8)
 
 
-def new_cache(max_rollback, max_rows):
-    like = torch.zeros(1, dtype=torch.float64)
-    return Cache(2, HEADS, WIDTH // HEADS, WINDOW, max_rollback, max_rows, BASE, like)
+# ---- attention
+
+
+def slow_attention(q, k, v, mask):
+    """q (H, N, C) over k, v (H, S, C), mask (N, S), a row and a head at a time -> (H, N, C)."""
+    y = torch.zeros_like(q)
+    for h in range(len(q)):
+        for n in range(q.shape[1]):
+            scores = torch.stack([q[h, n] @ row for row in k[h]]) / q.shape[-1] ** 0.5
+            shares = torch.exp(scores) * mask[n]
+            y[h, n] = (shares / shares.sum()) @ v[h]
+    return y
+
+
+def test_attention_against_a_loop():
+    q = normal(2, 3, 5, 4)
+    k, v = normal(2, 2, 3, 7, 4, seed=1).unbind(0)
+    mask = torch.rand(5, 7, generator=torch.Generator().manual_seed(2)) < 0.6
+    mask[:, 0] = True
+    got = attend(q, k, v, mask)
+    everything = attend(q, k, v)
+    for b in range(2):
+        expected = slow_attention(q[b], k[b], v[b], mask)
+        assert torch.allclose(got[b], expected, atol=1e-12)
+        expected = slow_attention(q[b], k[b], v[b], torch.ones_like(mask))
+        assert torch.allclose(everything[b], expected, atol=1e-12)
+    added = torch.zeros(5, 7, dtype=torch.float64).masked_fill(~mask, -math.inf)
+    assert torch.allclose(attend(q, k, v, added), got, atol=1e-12)
+
+
+def test_attention_of_a_cpu_is_float32_under_autocast():
+    q, k, v = normal(3, 1, 2, 5, 4).to(torch.bfloat16).unbind(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = attend(q, k, v)
+    assert got.dtype == torch.float32
+    assert torch.allclose(got, attend(q.float(), k.float(), v.float()), atol=1e-6)
+
+
+# ---- layers
+
+WINDOW = 9
+BASE = 10000.0
+WIDTH = 16
+HEADS = 2
+
+
+def view_of(rows, window=WINDOW):
+    return View.of(rows, window, WIDTH // HEADS, BASE, torch.float64)
+
+
+def slow_norm(x, norm):
+    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight
+
+
+def slow_layer(layer, x, rows, window):
+    """layers.Layer on rows x (N, D) of one text, in the plainest words."""
+    N, D = x.shape
+    q, k, v = (
+        (layer.qkv.weight @ slow_norm(x, layer.attention_norm).T).T.view(N, 3, HEADS, -1).unbind(1)
+    )
+    rope = rotary(rows.position, D // HEADS, BASE, torch.float64)
+    q, k = rotate(torch.stack([q, k], 1)[None], rope)[0].unbind(1)
+    mask = mask_of(rows, window)
+    y = slow_attention(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), mask)
+    x = x + y.transpose(0, 1).reshape(N, D) @ layer.out.weight.T
+    gate, up = (slow_norm(x, layer.ffn_norm) @ layer.gate_up.weight.T).chunk(2, -1)
+    return x + (gate / (1 + torch.exp(-gate)) * up) @ layer.down.weight.T
 
 
 @torch.no_grad()
-def test_rows_in_pieces_through_a_cache_equal_the_whole(stack):
-    """Pieces of any sizes, some taken twice after a step back, past several turns of the buffer."""
-    x, cache = normal(1, 200, WIDTH, seed=1), new_cache(max_rollback=5, max_rows=16)
-    whole = stack(x, WholeView.causal(200, WIDTH // HEADS, BASE, x))
-    first, sizes = 0, [1, 1, 16, 3, 1, 8]
-    for turn in range(100):
-        n = min(sizes[turn % len(sizes)], 200 - first)
-        if not n:
-            break
-        got = stack(x[:, first : first + n], cache.view(first, n))
-        assert torch.allclose(got, whole[:, first : first + n], atol=1e-12), (first, n)
-        first += n
-        if turn % 3 == 2 and first < 200:
-            first -= 5
-            # What is overwritten later must not matter.
-            stack(normal(1, 2, WIDTH, seed=turn), cache.view(first, 2))
-    assert first == 200 and cache.base > 0 and cache.capacity < 60
+def test_layers_against_plain_words():
+    """Pre-norm attention with RoPE, then SwiGLU, one layer after the other; no biases."""
+    stack = random_weights(Stack(2, WIDTH, HEADS, 24))
+    assert [layer.depth for layer in stack] == [0, 1]
+    assert not [name for name, _ in stack.named_parameters() if name.endswith("bias")]
+    rows = rows_of(ROWS)
+    x = normal(2, len(ROWS), WIDTH, seed=1)
+    got = stack(x, view_of(rows))
+    for b in range(2):
+        expected = x[b]
+        for layer in stack:
+            expected = slow_layer(layer, expected, rows, WINDOW)
+        assert torch.allclose(got[b], expected, atol=1e-11)
 
 
 @torch.no_grad()
-def test_a_block_behind_clean_rows_equals_the_whole(stack):
-    """The same rule in both views: n clean rows and K rows of a block, for every n and K."""
-    x = normal(1, 40, WIDTH, seed=2)
-    for n, K in ((0, 4), (1, 1), (3, 5), (7, 8)):
-        start = 20 + n
-        cache = new_cache(max_rollback=5, max_rows=20)
-        for first, many in ((0, 16), (16, 4)):
-            stack(x[:, first : first + many], cache.view(first, many))
-        got = stack(x[:, 20 : start + K], cache.view(20, n + K, K))
-
-        position = torch.arange(start + K)
-        of_block = torch.where(position >= start, start, -1)
-        mask = sees(
-            position[start:, None], of_block[start:, None], position[None], of_block[None], WINDOW
-        )
-        rope = rotary(position, WIDTH // HEADS, BASE, torch.float64)
-        whole = stack(x[:, : start + K], WholeView(rope, mask[None, None]))
-        assert torch.allclose(got, whole[:, 20:], atol=1e-12), (n, K)
+def test_a_batch_of_masks_equals_its_rows_one_by_one():
+    """Guards: rows of a batch that meet, where each has a mask and positions of its own."""
+    stack = random_weights(Stack(2, WIDTH, HEADS, 24))
+    other = [(i, CLEAN, False) for i in range(20)] + [(7 + j, 7, False) for j in range(5)]
+    listed = [rows_of(ROWS), rows_of(other)]
+    x = normal(2, 25, WIDTH, seed=2)
+    together = stack(x, view_of(Rows(*(torch.stack(both) for both in zip(*listed)))))
+    for b, rows in enumerate(listed):
+        assert torch.allclose(together[b : b + 1], stack(x[b : b + 1], view_of(rows)), atol=1e-11)
 
 
 @torch.no_grad()
-def test_a_mask_over_all_rows_is_as_good_as_none(stack):
-    """A mask for the last rows alone, for all of them, or none: the same rule, the same rows."""
-    x, row = normal(1, 30, WIDTH, seed=3), torch.arange(30)
-    rope = rotary(row, WIDTH // HEADS, BASE, torch.float64)
-    mask = causal(row[:, None], row[None], WINDOW)
-    none, every, last = (stack(x, WholeView(rope, given)) for given in (None, mask, mask[20:]))
-    assert torch.allclose(none, every, atol=1e-12) and torch.allclose(none, last, atol=1e-12)
+def test_a_row_does_not_depend_on_what_it_does_not_see():
+    """Padding behind a text, other blocks, bytes out of the window: nothing of them comes through.
+
+    That is in one layer; two see twice as far.
+    """
+    layer = random_weights(Layer(WIDTH, HEADS, 24))
+    rows = rows_of(ROWS)
+    seen = mask_of(rows, 4)
+    x = normal(1, len(ROWS), WIDTH, seed=3)
+    before = layer(x, view_of(rows, 4))
+    for k in range(len(ROWS)):
+        changed = x.clone()
+        changed[0, k] = normal(WIDTH, seed=4)
+        moved = (layer(changed, view_of(rows, 4)) - before).abs().amax(-1)[0] > 1e-12
+        assert torch.equal(moved, seen[:, k])
 
 
-def test_rows_that_were_let_go_are_refused():
-    cache = new_cache(max_rollback=5, max_rows=16)
-    for first in range(0, 128, 16):
-        cache.view(first, 16)
-    with pytest.raises(ValueError, match="no longer held"):
-        cache.view(40, 16)
+# ---- cross-attention
 
 
-def test_masks_are_aligned_as_kernels_of_gpus_want_them():
-    """A slice of a larger mask began at any address: a GPU stopped at the first cached pass."""
-    cache, seen = new_cache(max_rollback=5, max_rows=16), set()
-    for first in range(0, 40, 3):
-        for n, block in ((2, 0), (3, 2), (16, 8)):
-            mask = cache.view(first, n, block).mask
-            assert mask.data_ptr() % 16 == 0 and mask.is_contiguous(), (first, n)
-            seen.add(mask.shape[1])
-        cache.view(first, 3)
-    assert len(seen) > 10
+def slow_cross(cross, x, source):
+    """x (N, D) reads source (S, D), vector by vector and head by head -> (N, D)."""
+    D = x.shape[1]
+    C = D // cross.heads
+    q = slow_norm(x, cross.query_norm) @ cross.q.weight.T
+    k, v = (slow_norm(source, cross.source_norm) @ cross.kv.weight.T).split(D, -1)
+    y = torch.zeros_like(x)
+    for n in range(len(x)):
+        for h in range(cross.heads):
+            mine = slice(h * C, (h + 1) * C)
+            shares = torch.softmax(k[:, mine] @ q[n, mine] / C**0.5, 0)
+            y[n, mine] = shares @ v[:, mine]
+    return cross.residual * x + y @ cross.out.weight.T
 
 
-def test_it_draws_the_rule(capsys):
-    """What is drawn: twelve clean rows that see six each, and a block of four at position 8."""
-    layers.main([])
-    lines = capsys.readouterr().out.splitlines()
-    clean = [line.split()[2:] for line in lines if line.startswith("clean ")]
-    block = [line.split()[2:] for line in lines if line.startswith("block ")]
-    assert clean[0] == ["■···········", "····"] and clean[7] == ["··■■■■■■····", "····"]
-    assert len(clean) == 12 and block == [["··■■■■■■····", "■■■■"]] * 4
+@pytest.mark.parametrize("residual", [1, 2])
+@torch.no_grad()
+def test_a_patch_reads_its_bytes_and_no_others(residual):
+    """k vectors of each patch read as many bytes as are there: (patches, k, D) over (.., L, D)."""
+    cross = random_weights(CrossAttention(12, 3, residual))
+    patches, k, L = 6, 2, 4
+    queries = normal(patches, k, 12, seed=1)
+    members = normal(patches, L, 12, seed=2)
+    lengths = [1, 4, 2, 3, 4, 1]
+    there = torch.arange(L) < torch.tensor(lengths)[:, None]
+    got = cross(queries, cross.project(members), there)
+    for p, length in enumerate(lengths):
+        expected = slow_cross(cross, queries[p], members[p, :length])
+        assert torch.allclose(got[p], expected, atol=1e-12), p
+    # What is not there may be anything.
+    members[~there] = 1e3
+    assert torch.equal(cross(queries, cross.project(members), there), got)
+
+
+@pytest.mark.parametrize("residual", [1, 2])
+@torch.no_grad()
+def test_a_byte_reads_one_latent(residual):
+    """A row each, which reads the k vectors of its latent: (bytes, 1, D) over (bytes, k, D)."""
+    cross = random_weights(CrossAttention(12, 3, residual))
+    latents = normal(3, 2, 12, seed=1)
+    reads = [0, 0, 1, 2, 2]
+    x = normal(5, 1, 12, seed=2)
+    got = cross(x, cross.project(latents)[reads])
+    for row, latent in enumerate(reads):
+        assert torch.allclose(got[row], slow_cross(cross, x[row], latents[latent]), atol=1e-12)
+
+
+# ---- the chained head
+
+
+def slow_chain(chain, rows, before):
+    """A block's rows (K, D) corrected cell by cell, with a GRU in plain words -> (K, D)."""
+    of_input = chain.gru.weight_ih_l0
+    of_state = chain.gru.weight_hh_l0
+    state = rows.new_zeros(of_state.shape[1])
+    corrected = []
+    for row, id_ in zip(rows, before):
+        x = (of_input @ torch.cat([row, chain.embed.weight[id_]])).chunk(3)
+        h = (of_state @ state).chunk(3)
+        reset = torch.sigmoid(x[0] + h[0])
+        update = torch.sigmoid(x[1] + h[1])
+        new = torch.tanh(x[2] + reset * h[2])
+        state = (1 - update) * new + update * state
+        corrected.append(row + chain.out.weight @ state)
+    return torch.stack(corrected)
+
+
+@torch.no_grad()
+def test_the_chained_head_against_a_loop():
+    """Blocks at once, cell by cell with the state between, and the plain words: all the same."""
+    chain = random_weights(ChainedHead(20, 8, 6))
+    rows = normal(3, 5, 8, seed=1)
+    before = torch.randint(20, (3, 5), generator=torch.Generator().manual_seed(2))
+    whole, last = chain(rows, before)
+    for b in range(3):
+        assert torch.allclose(whole[b], slow_chain(chain, rows[b], before[b]), atol=1e-12)
+    state = None
+    for j in range(5):
+        cell, state = chain(rows[:, j : j + 1], before[:, j : j + 1], state)
+        assert torch.allclose(cell, whole[:, j : j + 1], atol=1e-12)
+    assert torch.allclose(state, last, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_cell_knows_the_bytes_before_it_alone():
+    chain = random_weights(ChainedHead(20, 8, 6))
+    rows = normal(1, 5, 8, seed=1)
+    before = torch.tensor([[1, 2, 3, 4, 5]])
+    whole, _ = chain(rows, before)
+    before[0, 3] = 9
+    moved = (chain(rows, before)[0] - whole).abs().amax(-1)[0] > 1e-12
+    assert moved.tolist() == [False, False, False, True, True]
+
+
+def test_the_chained_head_learns_in_float32_under_autocast():
+    """Guards: a GRU whose gradients vanish in half precision."""
+    chain = ChainedHead(20, 8, 6)
+    rows = torch.randn(2, 4, 8)
+    before = torch.randint(20, (2, 4))
+    expected, _ = chain(rows, before)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, state = chain(rows, before)
+        _, of_half = chain(rows.to(torch.bfloat16), before)
+    assert state.dtype == of_half.dtype == torch.float32
+    assert torch.allclose(state[0], chain.gru(torch.cat([rows, chain.embed(before)], -1))[1][0])
+    assert torch.allclose(got, expected, atol=0.02)
+    got.sum().backward()
+    assert chain.gru.weight_hh_l0.grad.dtype == torch.float32
+    assert chain.gru.weight_hh_l0.grad.abs().sum() > 0

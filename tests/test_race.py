@@ -1,6 +1,7 @@
 """scripts/race.py: what is recorded, the page in a real browser, the animation."""
 
 import html.parser
+import json
 import os
 import re
 import subprocess
@@ -9,12 +10,16 @@ import film
 import pytest
 import torch
 
+from bandwidth import gigabytes_of
 from data import BOS, decode, encode
-from generate import Sampling
-from model import load_model
+from fast.load import load
+from generate import Prefix, Sampling
+from measure.modes import check_compared, state_for
+from measure.quality import identical
+from measure.rounds import PaperPrefix
+from sample import drafting_of
 from scripts import race
-from speculate import MODES, Drafting, run_mode
-from support.quality import identical
+from speculate import MODES, run_mode
 from support.terminal import BadInput
 
 ENDLESS = Sampling(ignore_eos=True)
@@ -38,31 +43,39 @@ def page(trained_file, tmp_path_factory):
     return write
 
 
-def recorded(trained_file, mode, *flags):
-    """-> (model, patcher, the Generation that nothing watches, its lane)."""
+def recorded(trained_file, mode, *flags, state=None):
+    """-> (machine, the Generation that nothing watches, its lane). state: a plain one's class."""
     ask = ["--checkpoint", str(trained_file), "--out", "x.html", "--bytes", "40", *flags]
-    options, (model, patcher) = race.options_from(ask), load_model(trained_file)
-    plain = run_mode(mode, model, patcher, encode(PROMPT), 40, options, sampling=ENDLESS)
-    return model, patcher, plain, race.record(mode, model, patcher, encode(PROMPT), options)
+    options, machine = race.options_from(ask), load(str(trained_file), plain=state)
+    drafting = check_compared(machine.model, drafting_of(options))[mode]
+    new = state_for(mode, machine)
+    plain = run_mode(mode, new, encode(PROMPT), 40, drafting, sampling=ENDLESS)
+    return machine, plain, race.record(mode, machine, encode(PROMPT), drafting, options)
 
 
 # ---- what is recorded
 
 
-@pytest.mark.parametrize("rounds", ["ours", "paper"])
+@pytest.mark.parametrize("state", [None, Prefix, PaperPrefix])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_recording_has_every_byte_pass_and_moment(mode, rounds, trained_file):
-    flags = ["--rounds", rounds, "--ignore-eos"]
-    model, patcher, plain, lane = recorded(trained_file, mode, *flags)
+def test_a_recording_has_every_byte_pass_and_moment(mode, state, trained_file):
+    """On the fast machine, on the plain one, and with the paper's rounds."""
+    machine, plain, lane = recorded(trained_file, mode, "--ignore-eos", state=state)
+    patcher = machine.patcher
     events, text = lane["events"], [BOS, *encode(PROMPT), *plain.ids]
     decided = [id_ for event in events for id_ in event.get("decided", [])]
-    assert decided[:40] == plain.ids and 40 <= len(decided) < 40 + model.config.block_size
+    assert decided[:40] == plain.ids
+    assert 40 <= len(decided) < 40 + machine.model.config.block_size
     times = [event["t"] for event in events]
     assert times == sorted(times) and 0 <= times[0] and times[-1] <= lane["seconds"]
+    # The first byte follows from the prompt alone, but in BLT-D.
+    assert events[0].get("decided", []) == plain.ids[: int(mode != "bltd")]
+    assert set(events[0]["passes"].values()) == {0}
     # The last event knows all passes, and none of those that only the recording needed.
     c, last = plain.counters, events[-1]
     passes = {"decoder": c.decoder, "closing": c.encoder_global, "patcher": c.entropy}
-    assert last["passes"] == passes and last["gb"] == pytest.approx(plain.gigabytes(), abs=1e-6)
+    assert last["passes"] == passes
+    assert last["gb"] == pytest.approx(gigabytes_of(plain), abs=1e-6)
     # Boundaries and entropies are those of the whole text.
     ids, entropies, closed = map(list, zip(*lane["bytes"]))
     assert ids == text and closed == patcher.closes(torch.tensor(text)).cumsum(0).tolist()
@@ -70,13 +83,23 @@ def test_a_recording_has_every_byte_pass_and_moment(mode, rounds, trained_file):
     assert torch.allclose(torch.tensor(entropies), expected, atol=1e-3)
 
 
+def test_a_lane_says_what_its_mode_reads(trained_file):
+    """The page tells it in words; it once knew the defaults of its own."""
+    settings = {mode: recorded(trained_file, mode)[2]["settings"] for mode in MODES}
+    assert settings["blt"] == {} and settings["blts"] == {"draft_size": 8} == settings["lookup"]
+    assert settings["bltd"]["unmask"] == "confidence" and settings["bltd"]["block_size"] == 8
+    assert settings["bltdv"]["unmask"] == "chained" and settings["bltdv"]["copy"] == 16
+    *_, lane = recorded(trained_file, "bltdv", "--block-size", "4", "--unmask", "one-step")
+    assert lane["settings"]["block_size"] == 4 and lane["settings"]["unmask"] == "one-step"
+
+
 def test_no_threshold_is_shown_that_is_not_of_entropies(trained_file):
     """A patcher by stride compares nothing, so no byte lies above or below its threshold."""
-    model, patcher = load_model(str(trained_file))
+    machine = load(str(trained_file))
     options = race.options_from(["--out", "x.html", "--bytes", "4"])
-    assert race.run_race(model, patcher, encode(b"x"), options)["threshold"] is not None
-    patcher.config.kind = "stride"
-    assert race.run_race(model, patcher, encode(b"x"), options)["threshold"] is None
+    assert race.run_race(machine, encode(b"x"), options)["threshold"] is not None
+    machine.patcher.config.kind = "stride"
+    assert race.run_race(machine, encode(b"x"), options)["threshold"] is None
 
 
 def test_accepted_bytes_of_a_recording_are_those_counted(trained_file):
@@ -127,6 +150,12 @@ def browse(path, script, where=""):
     return Elements(done.stdout.decode()).found
 
 
+def lanes_in(path):
+    """-> the lanes of the recording in a page."""
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text.split('id="recording">')[1].split("</script>")[0])["lanes"]
+
+
 def lanes_of(elements):
     """-> mode -> attributes of its lane."""
     return {a["data-mode"]: a for a in elements["section"] if "data-mode" in a}
@@ -148,15 +177,15 @@ def test_the_page_plays_to_its_end_and_every_lane_has_its_text(page, trained_fil
     assert elements["body"][0]["data-finished"] == "true"
     lanes = lanes_of(elements)
     assert list(lanes) == list(MODES)
-    model, patcher = load_model(trained_file)
+    machine = load(trained_file)
     plain = None
     for mode, lane in lanes.items():
-        made = run_mode(mode, model, patcher, encode(PROMPT), 40, Drafting())
+        made = run_mode(mode, machine.state(), encode(PROMPT), 40)
         assert lane["data-text"] == decode(made.ids).hex() and "done" in lane["class"].split()
         plain = plain or made
         if MODES[mode].verified:
             options = race.options_from(["--out", "x.html"])
-            same = identical(mode, model, patcher, encode(PROMPT), plain, made, options)
+            same = identical(mode, machine, encode(PROMPT), plain, made, options)
             assert same == (lane["data-text"] == lanes["blt"]["data-text"] or "tie"), mode
 
 
@@ -193,6 +222,22 @@ def test_a_hostile_prompt_is_text(page):
     raw = [a for a in spans if "prompt" in a["class"].split() and "raw" in a["class"].split()]
     # U+2028 and the bytes that are no UTF-8 or no character, in each of the lanes
     assert len(raw) == len(MODES) * (3 + 2 + 2)
+
+
+@pytest.mark.parametrize("flag", ["--plain", "--rounds paper"])
+def test_a_race_of_the_plain_machine_has_the_same_bytes(flag, page):
+    """Written by the files of the root alone, once by the paper's rounds."""
+    few = ["--bytes", "6", "--ignore-eos"]
+    lanes = [lanes_in(page(b"def ", *few, *more)) for more in ([], flag.split())]
+    for ours, theirs in zip(*lanes):
+        assert ours["mode"] == theirs["mode"]
+        if ours["verified"] or ours["mode"] == "blt":
+            assert [byte[0] for byte in ours["bytes"]] == [byte[0] for byte in theirs["bytes"]]
+        calls = [lane["events"][-1]["passes"]["closing"] for lane in (ours, theirs)]
+        if flag == "--plain":
+            assert calls[0] == calls[1]
+        elif ours["mode"] != "blt":
+            assert calls[0] < calls[1]
 
 
 def test_the_page_is_one_file_in_ascii_data(page):

@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-import patcher
 import sample
+from measure import ideas
 from support import terminal
 from support.terminal import BadInput
 
@@ -46,11 +46,28 @@ def refused(*arguments, cwd):
     return lines[0]
 
 
+def module_of(name):
+    """What `python NAME` or `python -m NAME` runs, or None for a file of the method.
+
+    That calls the function of measure/ideas.py that has its name.
+    """
+    name = name.removesuffix(".py")
+    if hasattr(ideas, name) and (ROOT / f"{name}.py").exists():
+        return None
+    module = importlib.import_module(name)
+    return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+
+
+def main_of(name):
+    """The function that a command runs: it takes arguments."""
+    module = module_of(name)
+    return module.main if module else getattr(ideas, name.removesuffix(".py"))
+
+
 def complaint(name, *arguments):
     """What a script says of bad input: the same without a process of its own, so in no time."""
-    module = importlib.import_module(name.removesuffix(".py"))
     with pytest.raises(BadInput) as problem:
-        module.main([*map(str, arguments)])
+        main_of(name)([*map(str, arguments)])
     text = str(problem.value)
     assert text and "\n" not in text, text
     return text
@@ -63,7 +80,7 @@ def test_train_then_sample(corpus_file, tmp_path):
     """In small: train with the defaults of everything else, then every mode."""
     begin = ["train.py", "--data", corpus_file, "--preset", "nano", "--steps", 12]
     out = script(*begin, cwd=tmp_path).stdout.decode()
-    assert "sha256" in out and "bits per byte" in out and "mean patch 4.0" in out and "def " in out
+    assert "sha256" in out and "bits per byte" in out and "mean patch 4.0" in out
     assert (tmp_path / "checkpoint.pt").exists()
     ask = ["--prompt", "def ", "--bytes", 20]
     how = ["--mode", "bltdv", "--json", "--ignore-eos"]
@@ -91,36 +108,48 @@ def test_any_bytes_are_a_prompt(ask, trained_file, tmp_path, monkeypatch, capsys
     assert b"bytes/s" in capsysbinary.readouterr().out
 
 
-# What each root file shows when it is run on a line of text
+# What a file shows when it is run on a line of text
 IDEAS = {
-    "data": "held out",
-    "layers": "■",
-    "patcher": "mean",
-    "model": "blt-3b",
-    "stream": "reads latent",
-    "generate": "its patch",
-    "diffusion": "blocks of K = 4",
-    "speculate": "round   1",
+    "data.py": "held out",
+    "layers.py": "■",
+    "patcher.py": "mean",
+    "model.py": "blt-3b",
+    "fast": "reads latent",
+    "generate.py": "its patch",
+    "diffusion.py": "blocks of K = 4",
+    "speculate.py": "round   1",
 }
 
 
 @pytest.mark.parametrize("name", IDEAS)
-def test_every_root_file_shows_its_idea(name, trained_file, corpus_file, capsys):
-    arguments = [] if name in ("data", "layers", "model") else ["--checkpoint", str(trained_file)]
-    if name == "patcher":
-        arguments += ["--text", "def main():"]
-    if name == "data":
+def test_every_file_shows_its_idea(name, trained_file, corpus_file, capsys):
+    arguments = ["--checkpoint", str(trained_file)]
+    if name in ("data.py", "layers.py", "model.py"):
+        arguments = []
+    if name == "data.py":
         arguments += [str(corpus_file)]
-    importlib.import_module(name).main(arguments)
+    main_of(name)(arguments)
     out = capsys.readouterr().out
     assert IDEAS[name] in out and "\x1b" not in out
 
 
-@pytest.mark.parametrize("name", ["stream.py", "diffusion.py"])
-def test_root_files_are_scripts_that_find_a_model_anywhere(name, tmp_path):
+# Those of the method, none of which has a `main` of its own, and one that has
+IN_PROCESSES = [
+    "layers.py",
+    "patcher.py",
+    "model.py",
+    "generate.py",
+    "diffusion.py",
+    "speculate.py",
+]
+
+
+@pytest.mark.parametrize("name", [*IN_PROCESSES, "fast"])
+def test_files_are_scripts_that_find_a_model_anywhere(name, tmp_path):
     """From a folder without a checkpoint of its own, with that of the project, in a process."""
-    out = script(name, cwd=tmp_path).stdout.decode()
-    assert IDEAS[name.removesuffix(".py")] in out
+    command = [name] if name.endswith(".py") else ["-m", name]
+    out = script(*command, cwd=tmp_path).stdout.decode()
+    assert IDEAS[name] in out
 
 
 def test_the_patcher_shows_any_kind(trained_file, capsys):
@@ -128,7 +157,7 @@ def test_the_patcher_shows_any_kind(trained_file, capsys):
     text = ["--text", "def main(): return the_answer + 42"]
 
     def shown(*arguments):
-        patcher.main([*text, *arguments])
+        ideas.patcher([*text, *arguments])
         return capsys.readouterr().out
 
     assert "stride patcher" in shown("--kind", "stride")
@@ -196,7 +225,7 @@ def test_what_is_bad_is_said(trained_file, tmp_path, monkeypatch):
         (["patcher.py", "--file", "gone.txt"], "gone.txt"),
         (["patcher.py", "--text", ""], "empty"),
         (["diffusion.py", "--text", "x"], "2 to 60"),
-        (["stream.py", "--text", "x" * 201], "up to 200"),
+        (["fast", "--text", "x" * 201], "up to 200"),
         (["data.py", "gone"], "no such file"),
         (["train.py", "--full-share", "1.5"], "1.5"),
         (["train.py", "--block-after", "-0.1"], "-0.1"),
@@ -255,16 +284,22 @@ def commands_of(text):
 
 
 def pages():
-    """README and docs, and what the root files say of themselves -> list of (name, text)."""
+    """README and docs, and what all files say of themselves -> list of (name, text)."""
     told = [ROOT / "README.md", ROOT / "checkpoints" / "README.md"]
     told += sorted((ROOT / "docs").glob("*.md"))
     found = [(str(path.relative_to(ROOT)), path.read_text()) for path in told]
-    for path in sorted(ROOT.glob("*.py")):
-        found.append((path.name, ast.get_docstring(ast.parse(path.read_text()))))
+    for folder in (".", "fast", "training", "measure", "support", "evaluation", "scripts"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            words = ast.get_docstring(ast.parse(path.read_text()))
+            found.append((str(path.relative_to(ROOT)), words or ""))
     return found
 
 
-def parses(command):
+class Parsed(Exception):
+    """Raised where the arguments of a command are parsed, and nothing has run yet."""
+
+
+def parses(command, monkeypatch):
     """Raises unless the command's script, options and choices exist."""
     first, *arguments = shlex.split(command)
     if first == "-m":
@@ -272,39 +307,52 @@ def parses(command):
         if first in ("pytest", "zipfile") or "TASK" in arguments:
             return
     # The rule that an experiment adds; test_experiments.py runs it.
-    arguments = ["one-step" if a == "margin" else a for a in arguments]
-    name = first.removesuffix(".py")
-    module = importlib.import_module(f"{name}.__main__" if name == "evaluation" else name)
+    arguments = ["one-step" if a == "margin" else a for a in arguments if a != "..."]
+    module = module_of(first)
     try:
-        module.options_from([a for a in arguments if a != "..."])
+        if module:
+            module.options_from(arguments)
+            return
+        with monkeypatch.context() as patch:
+            parse = terminal.Parser.parse_args
+
+            def parse_alone(parser, argv):
+                parse(parser, argv)
+                raise Parsed
+
+            patch.setattr(terminal.Parser, "parse_args", parse_alone)
+            with pytest.raises(Parsed):
+                main_of(first)(arguments)
     except BadInput as problem:
         # a file that the reader is to have made by then
         assert str(problem).startswith("no checkpoint"), (command, problem)
 
 
-def test_every_command_of_the_pages_parses():
+def test_every_command_of_the_pages_parses(monkeypatch):
     """What people are told to type exists. A file without `options_from` fails here."""
     commands = {name: commands_of(text) for name, text in pages()}
     for command in sorted({c for found in commands.values() for c in found}):
-        parses(command)
+        parses(command, monkeypatch)
     assert len(commands["README.md"]) > 12
     told = " ".join(commands["README.md"])
     for path in ROOT.glob("*.py"):
         assert path.name in told, f"README.md does not say how to run {path.name}"
 
 
-def test_the_check_of_commands_sees_what_is_wrong():
+def test_the_check_of_commands_sees_what_is_wrong(monkeypatch):
     """A flag, a choice, a script that is not there, and a file that parses nothing."""
     assert commands_of("`python a.py --x` or\n$ python -m b.c d  # e\npip i && python f.py") == [
         *("a.py --x", "-m b.c d", "f.py"),
     ]
-    parses("sample.py --mode bltdv --rounds paper")
+    parses("sample.py --mode bltdv --rounds paper", monkeypatch)
+    parses("diffusion.py --text x", monkeypatch)  # too short, which parsing does not know
     for command, problem in (
         ("sample.py --window 8", AssertionError),
         ("sample.py --mode telepathy", AssertionError),
+        ("diffusion.py --window 8", AssertionError),
         ("walk.py", ModuleNotFoundError),
         ("-m scripts.walk", ModuleNotFoundError),
         ("conftest.py", AttributeError),
     ):
         with pytest.raises(problem):
-            parses(command)
+            parses(command, monkeypatch)

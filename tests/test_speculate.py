@@ -1,235 +1,292 @@
 """speculate.py: greedy output is plain BLT's byte for byte, sampled output has its distribution.
 
-And drafts leave nothing behind.
+Drafts leave nothing behind, and both machines do the same, round for round.
 """
 
+import functools
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import count_passes, make_models, random_ids
+from conftest import FAST, count_passes, fast_of, make_models, plain_of, random_ids
 
 import speculate as speculating
-from data import BOS, EOS, MASK, PAD, encode
+from data import BOS, EOS, MASK, OFFSET, PAD, encode
 from diffusion import Unmask
-from generate import Sampling, distribution, generate, generate_uncached
+from generate import Prefix, Sampling, distribution, generate
+from measure import ideas
+from measure.quality import near_tie
 from speculate import (
     MODES,
+    BlockDrafter,
+    Draft,
+    Drafter,
     Drafting,
-    check_mode,
-    draft_lookup,
+    LookupDrafter,
+    SelfDrafter,
     generate_bltdv,
     generate_blts,
     generate_lookup,
     run_mode,
+    settled,
     speculate,
     verify,
 )
-from stream import Stream
-from support.quality import near_tie
-from support.show import Trace
+from support.generation import Watch
+from support.ngrams import LastPlaces
 from support.terminal import BadInput
 
-RULES = [Unmask("one-step", None), Unmask("confidence", 0.3), Unmask("entropy", 1.5)]
-RULES.append(Unmask("chained", 0.01))
+ONE_STEP = Unmask("one-step", None)
+CONFIDENCE = Unmask("confidence", 0.3)
+ENTROPY = Unmask("entropy", 1.5)
+CHAINED = Unmask("chained", 0.01)
 ENDLESS = Sampling(ignore_eos=True)
 
 
-def every_lossless_mode(
-    model, patcher, prompt, n, draft_sizes=(1, 2, 4, 8, 16), block_sizes=(1, 3, 8), **options
-):
-    """Each verified mode with several sizes and rules -> (name, Generation) in turn."""
+class Recorder(Watch):
+    """Remembers all that it is told, and which of the bytes taken in for good close a patch."""
+
+    def __init__(self):
+        self.told = []
+
+    def begin(self, state):
+        self.told.append(("begin", state.length))
+
+    def bytes(self, ids):
+        self.told.append(("bytes", ids))
+
+    def step(self, ids, masked):
+        self.told.append(("step", ids, masked))
+
+    def draft(self, ids):
+        self.told.append(("draft", ids))
+
+    def round(self, state, drafted, accepted, following):
+        closes = [state.closes(i) for i in range(state.length - accepted - 1, state.length)]
+        self.told.append(("round", closes, drafted, accepted, following))
+
+    def all_of(self, kind):
+        """All of one kind that it was told."""
+        return [told[1:] for told in self.told if told[0] == kind]
+
+
+def verified_modes(draft_sizes, block_sizes):
+    """Each verified mode with several sizes and rules: {name: a sampler to call}."""
+    samplers = {}
     for k in draft_sizes:
-        made = generate_blts(model, patcher, prompt, n, draft_size=k, **options)
-        yield f"blts {k}", made
+        samplers[f"blts {k}"] = functools.partial(generate_blts, draft_size=k)
     for K in block_sizes:
-        for rule in RULES:
-            drafting = {"block_size": K, "unmask": rule}
-            made = generate_bltdv(model, patcher, prompt, n, **drafting, **options)
-            yield f"bltdv {K} {rule.rule}", made
-    drafting = {"block_size": block_sizes[-1], "unmask": RULES[3], "copy": 11}
-    yield "bltdv copy", generate_bltdv(model, patcher, prompt, n, **drafting, **options)
-    yield "lookup", generate_lookup(model, patcher, prompt, n, draft_size=6, **options)
+        for rule in (ONE_STEP, CONFIDENCE, ENTROPY, CHAINED):
+            sampler = functools.partial(generate_bltdv, block_size=K, unmask=rule)
+            samplers[f"bltdv {K} {rule.rule}"] = sampler
+    copy = functools.partial(generate_bltdv, block_size=K, unmask=CHAINED, copy=11)
+    samplers["bltdv copy"] = copy
+    samplers["lookup"] = functools.partial(generate_lookup, draft_size=6)
+    return samplers
+
+
+FEW = verified_modes((4,), (8,))
+MANY = verified_modes((1, 2, 4, 8, 16), (1, 3, 8))
+
+
+FOLDED = {"folded": fast_of}
+
+
+def check_both_machines(models, prompt, n, samplers, sampling=ENDLESS, plain=None, fast=FOLDED):
+    """Every mode does the same on all machines, round for round.
+
+    plain: what it has to write. fast: the machines beside the plain one.
+    """
+    for name, sampler in samplers.items():
+        expected = Recorder()
+        # A Sampling of its own for each run: its generator moves on.
+        on_prefix = sampler(Prefix(*models), prompt, n, sampling=replace(sampling), watch=expected)
+        spent = on_prefix.counters
+        assert plain is None or on_prefix.ids == plain, f"{name} does not follow plain BLT"
+        assert spent.encoder_global <= spent.rounds, name
+        for folded, make in fast.items():
+            state = make(*models).state()
+            watch = Recorder()
+            made = sampler(state, prompt, n, sampling=replace(sampling), watch=watch)
+            said = f"{name} on fast.stream ({folded}) does not follow that on generate.Prefix"
+            assert made.ids == on_prefix.ids, said
+            assert watch.told == expected.told, said
+            assert made.counters == spent, said
 
 
 # ---- greedy bytes
 
 SHAPES = [(0, 8, 3, 16), (1, 4, 2, 9), (2, 1, 1, 24), (3, 8, 7, 30)]
-FEW = {"draft_sizes": (3, 8), "block_sizes": (8,)}
 
 
-def check_greedy_bytes(seed, max_patch, mean, window, rounds, **sizes):
-    """Every lossless mode against repeated full forwards, and its encoder/global calls."""
-    shape = {
-        "window": window,
-        "max_patch": max_patch,
-        "mean": mean,
-        "block_size": 8,
-        "chain_width": 6,
-    }
-    model, patcher = make_models(seed, **shape)
-    for prompt in ([], random_ids(30, seed)[1:].tolist()):
-        plain = generate_uncached(model, patcher, prompt, 50, ENDLESS)
-        how = {"rounds": rounds, "sampling": ENDLESS, **sizes}
-        for name, made in every_lossless_mode(model, patcher, prompt, 50, **how):
-            assert made.ids == plain, name
-            c = made.counters
-            if rounds == "paper":
-                assert c.encoder_global == 2 * c.rounds, name
-            else:
-                assert c.encoder_global <= c.rounds, name
+def models_of(seed, max_patch, mean, window):
+    """Random models that can draft in every way."""
+    shape = {"window": window, "max_patch": max_patch, "mean": mean}
+    return make_models(seed, **shape, block_size=8, chain_width=6)
 
 
 @pytest.mark.parametrize("seed, max_patch, mean, window", SHAPES)
-def test_greedy_bytes_are_plain_blts_on_random_weights(seed, max_patch, mean, window):
+def test_fast_verified_modes_write_what_plain_blt_does(seed, max_patch, mean, window):
     """Random float64 weights have tiny margins: a patch that a draft closed too early shows."""
-    check_greedy_bytes(seed, max_patch, mean, window, "ours")
+    models = models_of(seed, max_patch, mean, window)
+    prompt = random_ids(30, seed)[1:].tolist() if seed % 2 else []
+    plain = generate(Prefix(*models), prompt, 14, sampling=ENDLESS).ids
+    check_both_machines(models, prompt, 14, FEW, plain=plain)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("seed, max_patch, mean, window", SHAPES)
-def test_the_papers_rounds_write_the_same_bytes_at_two_calls_each(seed, max_patch, mean, window):
-    """They draft from the open patch's latent: other drafts, the same bytes.
-
-    And exactly two encoder/global calls a round.
-    """
-    check_greedy_bytes(seed, max_patch, mean, window, "paper")
-
-
-def test_the_papers_drafts_differ_from_ours():
-    """The open patch's latent matters: else the paper's rounds would show nothing."""
-    model, patcher = make_models(3, mean=7.0, block_size=8, chain_width=6)
-    accepted = []
-    for rounds in ("ours", "paper"):
-        how = {"rounds": rounds, "sampling": ENDLESS, **FEW}
-        made = every_lossless_mode(model, patcher, [], 60, **how)
-        accepted.append([m.counters.lengths for _, m in made])
-    assert accepted[0][:-1] != accepted[1][:-1]
-    assert accepted[0][-1] == accepted[1][-1]  # lookup reads no latent
+@pytest.mark.parametrize("length", [0, 30])
+def test_fast_verified_modes_write_what_plain_blt_does_in_all_sizes(
+    seed, max_patch, mean, window, length
+):
+    models = models_of(seed + 10, max_patch, mean, window)
+    prompt = random_ids(1 + length, seed)[1:].tolist()
+    plain = generate(Prefix(*models), prompt, 50, sampling=ENDLESS).ids
+    check_both_machines(models, prompt, 50, MANY, plain=plain, fast=FAST)
 
 
-def test_greedy_bytes_are_plain_blts_on_a_trained_model(trained):
-    model, patcher = trained
-    for prompt in (b"", b"        self.", b"\xff\xfe"):
-        prompt = encode(prompt)
-        plain = generate(model, patcher, prompt, 80).ids
-        for name, made in every_lossless_mode(model, patcher, prompt, 80, block_sizes=(4, 8)):
-            assert made.ids == plain, name
-        for name, made in every_lossless_mode(model, patcher, prompt, 40, rounds="paper", **FEW):
-            assert made.ids == plain[:40], name
+def test_fast_verified_modes_write_what_plain_blt_does_on_a_trained_model(trained):
+    prompt = encode(b"        self.")
+    plain = generate(fast_of(*trained).state(), prompt, 16).ids
+    check_both_machines(trained, prompt, 16, FEW, Sampling(), plain)
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("prompt", [b"", b"        self.", b"\xff\xfe"])
+def test_fast_verified_modes_write_what_plain_blt_does_on_a_trained_model_in_all_sizes(
+    trained, prompt
+):
+    prompt = encode(prompt)
+    plain = generate(Prefix(*trained), prompt, 60).ids
+    check_both_machines(trained, prompt, 60, MANY, Sampling(), plain, FAST)
+
+
+@pytest.mark.parametrize(
+    "temperature, top_p", [(0.7, 0.8), pytest.param(1.0, 1.0, marks=pytest.mark.more)]
+)
+def test_fast_verified_modes_sample_what_those_on_the_plain_state_do(temperature, top_p):
+    """From one seed: every draw and every verification sees the same numbers."""
+    sampling = Sampling(temperature, top_p, ignore_eos=True, seed=3)
+    check_both_machines(models_of(5, 8, 3, 16), [104], 14, FEW, sampling)
 
 
 def test_eos_and_the_byte_budget_hold_to_the_byte():
-    model, patcher = make_models(4, block_size=8, chain_width=6)
+    models = make_models(4, block_size=8, chain_width=6)
+    head = models[0].decoder.head.weight
     with torch.no_grad():
-        model.decoder.head.weight[EOS] = model.decoder.head.weight[104] * 1.3
+        head[EOS] = head[104] * 1.3
+    machine = fast_of(*models)
     ended = []
-    for prompt in range(100, 106):
-        plain = generate(model, patcher, [prompt], 60).ids
-        ended.append(len(plain) < 60)
-        for n in (1, 2, 9, 60):
-            for rounds in ("ours", "paper") if prompt < 102 else ("ours",):
-                how = {"block_sizes": (8,), "rounds": rounds}
-                for name, made in every_lossless_mode(model, patcher, [prompt], n, **how):
-                    assert made.ids == plain[:n], name
+    for prompt in range(100, 103):
+        plain = generate(machine.state(), [prompt], 40).ids
+        ended.append(len(plain) < 40)
+        for n in (1, 2, 40):
+            for name, sampler in FEW.items():
+                assert sampler(machine.state(), [prompt], n).ids == plain[:n], name
     assert any(ended) and not all(ended)
+
+
+def test_a_stop_inside_a_draft_ends_the_output_there():
+    """As plain BLT ends: what was drafted and accepted behind it is not written."""
+    models = make_models(0, block_size=8, chain_width=6)
+    machine = fast_of(*models)
+    whole = generate(machine.state(), [104], 40, sampling=ENDLESS).ids
+    for last in {whole[3], whole[17], whole[30]}:
+        sampling = Sampling(ignore_eos=True, stop=(last,))
+        expected = whole[: whole.index(last)]
+        assert generate(machine.state(), [104], 40, sampling=sampling).ids == expected
+        for name, sampler in FEW.items():
+            watch = Recorder()
+            made = sampler(machine.state(), [104], 40, sampling=sampling, watch=watch)
+            assert made.ids == expected, name
+            assert sum((ids for (ids,) in watch.all_of("bytes")), []) == expected, name
 
 
 # ---- what counts, and what is left behind
 
 
-@pytest.mark.parametrize("rounds", ["ours", "paper"])
-def test_counters_equal_passes_really_run(rounds):
-    model, patcher = make_models(1, block_size=8, chain_width=6)
-    ran = count_passes(model, patcher)
-    how = {"rounds": rounds, "sampling": ENDLESS}
-    for name, made in every_lossless_mode(model, patcher, [100, 101, 102], 40, **how):
-        c, prefill = made.counters, made.counters.prefill
-        assert ran["decoder"] == c.decoder + prefill["decoder"], name
-        assert ran["entropy"] == c.entropy + prefill["entropy"], name
-        assert ran["encoder"] == c.encoder_global + prefill["encoder_global"], name
+@pytest.mark.parametrize("make", FAST.values(), ids=FAST)
+def test_counters_equal_passes_really_run(make):
+    machine = make(*make_models(1, block_size=8, chain_width=6))
+    ran = count_passes(machine.model, machine.patcher)
+    for name, sampler in FEW.items():
+        made = sampler(machine.state(), [100, 101, 102], 24, sampling=ENDLESS)
+        spent = made.counters
+        prefill = spent.prefill
+        assert ran["decoder"] == spent.decoder + prefill["decoder"], name
+        assert ran["entropy"] == spent.entropy + prefill["entropy"], name
+        assert ran["encoder"] == spent.encoder_global + prefill["encoder_global"], name
         assert ran["globe"] == ran["encoder"], name
-        assert sum(c.lengths.values()) == c.rounds, name
-        assert sum(k * n for k, n in c.lengths.items()) == c.accepted <= c.drafted, name
-        assert len(made.ids) == 40 == 1 + c.accepted + c.rounds, name
+        assert sum(spent.lengths.values()) == spent.rounds, name
+        assert sum(k * n for k, n in spent.lengths.items()) == spent.accepted <= spent.drafted, name
+        assert len(made.ids) == 24 == 1 + spent.accepted + spent.rounds, name
         ran.update(dict.fromkeys(ran, 0))
 
 
-def adversary(kind, plain, rng):
-    """A drafter of bytes that are random, all wrong, all right, special, or right for a while."""
+class Adversary(Drafter):
+    """Drafts bytes that are random, all wrong, all right, special, or right for a while."""
 
-    def draft(stream, text, decided, count, sampling):
-        following = plain[len(text) - 2 :]
+    def __init__(self, kind, plain):
+        """plain: what plain BLT writes."""
+        self.kind = kind
+        self.plain = plain
+        self.rng = random.Random(0)
+
+    def draft(self, state, text, limit):
+        self.state = state
+        following = self.plain[len(text) - 2 :]
         drafts = {
-            "random": [rng.randrange(260) for _ in range(count)],
+            "random": [self.rng.randrange(260) for _ in range(7)],
             "wrong": [(x - 4 + 1) % 256 + 4 for x in following],
             "right": following,
-            "special": [EOS, MASK, PAD, BOS] * 4,
+            "special": [EOS, MASK, PAD, BOS] * 2,
             "half": following[:2] + [MASK, EOS, BOS],
         }
-        return drafts[kind][:count], None
-
-    return draft
+        return Draft(drafts[self.kind][: min(7, limit)])
 
 
-@pytest.mark.parametrize("rounds", ["ours", "paper"])
 @pytest.mark.parametrize("kind", ["random", "wrong", "right", "special", "half"])
-def test_drafts_of_any_bytes_change_nothing_and_leave_the_stream_as_new(trained, kind, rounds):
+def test_drafts_of_any_bytes_change_nothing_and_leave_the_state_as_new(trained, kind):
     """Across patch boundaries, and with EOS and special ids among them."""
-    model, patcher = trained
-    plain = generate(model, patcher, [104], 60, sampling=ENDLESS).ids
-    streams, draft = [], adversary(kind, plain, random.Random(0))
-
-    def spy(stream, *rest):
-        streams.append(stream)
-        return draft(stream, *rest)
-
-    how = {"rounds": rounds, "sampling": ENDLESS}
-    made = speculate(model, patcher, [104], 60, spy, 7, **how)
-    assert made.ids == plain
-    expected = {"right": made.counters.drafted, "wrong": 0, "special": 0}
-    assert made.counters.accepted == expected.get(kind, made.counters.accepted)
-    used, fresh = streams[-1], Stream(model, patcher)
-    fresh.extend([BOS, 104, *plain[:-1]])
-    assert used.length == fresh.length and used.known[-1] == fresh.known[-1]._replace(
-        entropy=used.known[-1].entropy
-    )
-    assert torch.allclose(fresh.extend(plain[-1:]), used.extend(plain[-1:]), atol=1e-9)
+    for machine in (plain_of(*trained), fast_of(*trained)):
+        plain = generate(machine.state(), [104], 40, sampling=ENDLESS).ids
+        adversary = Adversary(kind, plain)
+        made = speculate(machine.state(), [104], 40, adversary, ENDLESS, Watch())
+        assert made.ids == plain
+        expected = {"right": made.counters.drafted, "wrong": 0, "special": 0}
+        assert made.counters.accepted == expected.get(kind, made.counters.accepted)
+        used = adversary.state
+        fresh = machine.state()
+        fresh.extend([BOS, 104, *plain[:-1]])
+        assert used.length == fresh.length == 41
+        assert [used.closes(i) for i in range(41)] == [fresh.closes(i) for i in range(41)]
+        assert torch.allclose(fresh.extend(plain[-1:]), used.extend(plain[-1:]), atol=1e-9)
+        assert torch.allclose(fresh.peek([104, 105]), used.peek([104, 105]), atol=1e-9)
 
 
-def test_a_trace_sees_every_round():
-    """What was taken in for good, what of it was drafted, and the model's own byte behind it."""
+def test_a_watch_sees_every_round():
+    """What was drafted, what of it was accepted, the model's own byte, and all bytes for good."""
     model, patcher = make_models(1, block_size=8, chain_width=6)
-    seen, steps, begun, drafts = [], [], [], []
-
-    class Spy(Trace):
-        def begin(self, stream):
-            begun.append(stream.taken(0))
-
-        def draft(self, ids):
-            drafts.append(ids)
-
-        def round(self, processed, drafted, accepted, following):
-            seen.append((processed, drafted, accepted, following))
-
-        def step(self, ids, masked):
-            steps.append(masked)
-
-    made = generate_bltdv(
-        model, patcher, [104], 40, block_size=8, unmask=RULES[0], sampling=ENDLESS, trace=Spy()
-    )
+    watch = Recorder()
+    how = {"block_size": 8, "unmask": ONE_STEP, "sampling": ENDLESS, "watch": watch}
+    made = generate_bltdv(fast_of(model, patcher).state(), [104], 40, **how)
     closes = patcher.closes(torch.tensor([BOS, 104, *made.ids])).tolist()
+    rounds = watch.all_of("round")
+    assert watch.told[0] == ("begin", 2)
+    assert watch.told[1] == ("bytes", made.ids[:1])
+    assert watch.all_of("draft") == [(drafted,) for _, drafted, _, _ in rounds]
+    assert len(rounds) == made.counters.rounds >= len(watch.all_of("step")) > 0
     text = made.ids[:1]
-    assert begun == [[(BOS, True), (104, closes[1])]]
-    assert drafts == [drafted for _, drafted, _, _ in seen]
-    assert len(seen) == made.counters.rounds >= len(steps) > 0
-    for processed, drafted, accepted, following in seen:
-        at = len(text) - 1
-        assert [id_ for id_, _ in processed] == text[-1:] + drafted[:accepted]
-        assert [closed for _, closed in processed] == closes[2 + at : 3 + at + accepted]
-        text += drafted[:accepted] + [following]
+    for closed, drafted, accepted, following in rounds:
+        at = len(text) - 1  # the decided byte, which the round took in
+        assert closed == closes[2 + at : 3 + at + accepted]
+        text += [*drafted[:accepted], following]
     assert text == made.ids
+    assert sum((ids for (ids,) in watch.all_of("bytes")), []) == made.ids
 
 
 # ---- near ties
@@ -251,29 +308,34 @@ def far(patcher):
 def test_near_ties_are_told_from_real_differences():
     model, patcher = make_models(0)
     far(patcher)
-    given = (model, patcher, *parted(at=10), ENDLESS)
-    assert not near_tie(*given, tolerance=1e-9) and near_tie(*given, tolerance=1e9)
+    for machine in (plain_of(model, patcher), fast_of(model, patcher)):
+        given = (machine, *parted(at=10), ENDLESS)
+        assert not near_tie(*given, tolerance=1e-9)
+        assert near_tie(*given, tolerance=1e9)
 
 
 def test_a_near_tie_of_two_bytes_is_seen_where_they_part():
     """The two best logits there decide, and those nowhere else."""
     model, patcher = make_models(0)
     far(patcher)
-    ties, head = [], model.decoder.head.weight
+    machine = plain_of(model, patcher)
+    head = model.decoder.head.weight
+    ties = []
     for at in (10, 11, 30):
         prompt, plain, other = parted(at, prompt=3)
         text = torch.tensor([BOS, *prompt, *plain])
         logits = model(text[None], patcher.closes(text)[None])[0, len(prompt) + at]
         best, second = logits.topk(2).indices
-        given = (model, patcher, prompt, plain, other, ENDLESS)
-        before, kept = near_tie(*given), head[second].clone()
+        given = (machine, prompt, plain, other, ENDLESS)
+        before = near_tie(*given)
+        kept = head[second].clone()
         with torch.no_grad():
             head[second] = head[best]
             ties.append((before, near_tie(*given)))
             head[second] = kept
     assert ties == [(False, True)] * 3
     # One output may be shorter: what ended it stands against the other's next byte.
-    assert not near_tie(model, patcher, [], plain, plain[:20], ENDLESS)
+    assert not near_tie(machine, [], plain, plain[:20], ENDLESS)
 
 
 def test_banned_ids_make_no_near_tie():
@@ -283,17 +345,18 @@ def test_banned_ids_make_no_near_tie():
     """
     model, patcher = make_models(0)
     far(patcher)
+    machine = plain_of(model, patcher)
     _, plain, other = parted(at=10)
     text = torch.tensor([BOS, *plain[:10]])
     best = model(text[None], patcher.closes(text)[None])[0, -1].argmax()
     head = model.decoder.head.weight
     with torch.no_grad():
         head[[PAD, BOS, MASK]] = head[best].clone()
-    assert not near_tie(model, patcher, [], plain, other, ENDLESS)
+    assert not near_tie(machine, [], plain, other, ENDLESS)
     with torch.no_grad():
         head[EOS] = head[best]
-    assert not near_tie(model, patcher, [], plain, other, ENDLESS)
-    assert near_tie(model, patcher, [], plain, other, Sampling())
+    assert not near_tie(machine, [], plain, other, ENDLESS)
+    assert near_tie(machine, [], plain, other, Sampling())
 
 
 @pytest.mark.parametrize("kind", ["entropy", "monotonic"])
@@ -309,11 +372,13 @@ def test_a_boundary_that_rounding_decides_is_seen_however_far_back(kind, length)
     scores = H
     if kind == "monotonic":
         scores = [math.inf] + [b - a for a, b in zip(H, H[1:])]
-    first, part = 1 + length, 1 + length + 60
+    first = 1 + length
+    part = first + 60
+    machine = plain_of(model, patcher)
 
     def tie_at(score):
         patcher.config.threshold = score + 5e-7
-        return near_tie(model, patcher, prompt, plain, other, ENDLESS, tolerance=1e-6)
+        return near_tie(machine, prompt, plain, other, ENDLESS, tolerance=1e-6)
 
     def alone(score, others):
         return min(abs(score - other) for other in others) > 1e-5
@@ -330,8 +395,8 @@ def test_a_boundary_that_rounding_decides_is_seen_however_far_back(kind, length)
 
 
 def test_patchers_without_entropies_have_no_ties():
-    model, patcher = make_models(1, kind="stride")
-    assert not near_tie(model, patcher, *parted(at=10), ENDLESS, tolerance=1e-9)
+    machine = plain_of(*make_models(1, kind="stride"))
+    assert not near_tie(machine, *parted(at=10), ENDLESS, tolerance=1e-9)
 
 
 # ---- sampling
@@ -354,23 +419,31 @@ def test_verify_keeps_the_distribution(drafted_by, temperature, top_p):
         return p.view(*shape, 260)
 
     # p of byte 1, of byte 2 after each byte 1, of a free byte; what is drafted from
-    first, then, last, q = some(1)[0], some(5), some(1), some(2)
-    sampling, counts, trials = Sampling(temperature, top_p, seed=1), Counter(), 3000
+    first = some(1)[0]
+    then = some(5)
+    last = some(1)
+    q = some(2)
+    sampling = Sampling(temperature, top_p, seed=1)
+    counts = Counter()
+    trials = 3000
 
     def drawn(p):
         return torch.multinomial(p, 1, generator=sampling.generator)[..., 0].tolist()
 
     for _ in range(trials):
-        drafted, drafted_from = [98, 99], None
+        drafted = [98, 99]
+        drafted_from = None
         if drafted_by == "distribution":
-            drafted, drafted_from = drawn(q), q
+            drafted = drawn(q)
+            drafted_from = q
         p = torch.stack([first, then[drafted[0] - 97], last[0]])
         accepted, following = verify(p, drafted, drafted_from, sampling)
         out = drafted[:accepted] + [following]
         if len(out) == 1:
             out.append(drawn(then[out[0] - 97]))
         counts[tuple(out[:2])] += 1
-    chi_square = cells = 0
+    chi_square = 0
+    cells = 0
     for a in range(97, 102):
         for b in range(97, 102):
             expected = (first[a] * then[a - 97][b]).item() * trials
@@ -395,57 +468,186 @@ def test_greedy_verification_asks_no_q():
 
 
 SAMPLERS = {
-    "blts": (generate_blts, {"draft_size": 2}),
-    "one-step": (generate_bltdv, {"block_size": 4, "unmask": RULES[0]}),
-    "confidence": (generate_bltdv, {"block_size": 4, "unmask": RULES[1]}),
-    "chained": (generate_bltdv, {"block_size": 4, "unmask": RULES[3], "copy": 0}),
-    "copy": (generate_bltdv, {"block_size": 4, "unmask": RULES[3], "copy": 4}),
-    "lookup": (generate_lookup, {"draft_size": 2}),
+    "blts": functools.partial(generate_blts, draft_size=2),
+    "one-step": functools.partial(generate_bltdv, block_size=4, unmask=ONE_STEP),
+    "chained": functools.partial(generate_bltdv, block_size=4, unmask=CHAINED, copy=0),
+    "confidence": functools.partial(generate_bltdv, block_size=4, unmask=CONFIDENCE),
+    "copy": functools.partial(generate_bltdv, block_size=4, unmask=CHAINED, copy=4),
+    "lookup": functools.partial(generate_lookup, draft_size=2),
 }
-MODES_AND_ROUNDS = [(mode, "ours") for mode in SAMPLERS] + [("blts", "paper")]
+LONGER = ("one-step", "confidence", "copy", "lookup")
 
 
-@pytest.mark.parametrize("mode, rounds", MODES_AND_ROUNDS)
-def test_sampling_end_to_end_has_plain_blts_distribution(mode, rounds):
+@pytest.mark.parametrize(
+    "mode", [pytest.param(m, marks=pytest.mark.more) if m in LONGER else m for m in SAMPLERS]
+)
+def test_sampling_end_to_end_has_plain_blts_distribution(mode):
     """Low top-p: the first bytes of many runs, in bins, against plain sampling's probabilities."""
-    model, patcher = make_models(7, block_size=4, chain_width=6)
-    prompt, trials, exact = [100, 104, 100, 104, 100], 300, Counter()
+    models = make_models(7, block_size=4, chain_width=6)
+    machine = fast_of(*models)
+    prompt = [100, 104, 100, 104, 100]
+    trials = 300
     sampling = Sampling(1.2, 0.35, True)
+    exact = Counter()
 
     def enumerate_all(ids, mass):
         if len(ids) == 3:
             exact[tuple(ids)] += mass
             return
-        logits = Stream(model, patcher).prefill([BOS, *prompt, *ids])
-        p = distribution(logits[None].float(), sampling)[0]
+        logits = machine.state().extend([BOS, *prompt, *ids])[-1:]
+        p = distribution(logits, sampling)[0]
         for x in p.nonzero()[:, 0].tolist():
             enumerate_all(ids + [x], mass * p[x].item())
 
     enumerate_all([], 1.0)
-    sampler, drafting = SAMPLERS[mode]
     counts = Counter()
     for seed in range(trials):
-        how = {"sampling": Sampling(1.2, 0.35, True, seed), "rounds": rounds}
-        counts[tuple(sampler(model, patcher, prompt, 3, **drafting, **how).ids)] += 1
+        of_run = replace(sampling, seed=seed)
+        made = SAMPLERS[mode](machine.state(), prompt, 3, sampling=of_run)
+        counts[tuple(made.ids)] += 1
     assert set(counts) <= set(exact) and len(exact) > 4
-    bins, pool = [], [0.0, 0]
+    bins = []
+    expected = seen = 0.0
     for key, mass in exact.most_common():
-        pool = [pool[0] + mass * trials, pool[1] + counts[key]]
-        if pool[0] >= 8:
-            bins.append(pool)
-            pool = [0.0, 0]
-    bins[-1] = [bins[-1][0] + pool[0], bins[-1][1] + pool[1]]
+        expected += mass * trials
+        seen += counts[key]
+        if expected >= 8:
+            bins.append((expected, seen))
+            expected = seen = 0.0
+    last = bins.pop()
+    bins.append((last[0] + expected, last[1] + seen))
     chi_square = sum((n - e) ** 2 / e for e, n in bins)
-    assert len(bins) > 2 and chi_square < len(bins) + 4 * (2 * len(bins)) ** 0.5
+    assert len(bins) > 2
+    assert chi_square < len(bins) + 4 * (2 * len(bins)) ** 0.5
+
+
+@pytest.mark.parametrize("rule", [ONE_STEP, CHAINED], ids=["one-step", "chained"])
+@torch.inference_mode()
+def test_drafts_and_verification_draw_from_one_stream_of_chance(rule):
+    """Guards: a generator of its own for drafts, begun again at the same seed every round.
+
+    Drafts and verification would then see the same numbers, and the text's distribution moves.
+    """
+    state = fast_of(*make_models(0, block_size=4, chain_width=6)).state()
+    state.extend([BOS])
+    sampling = Sampling(2.0, 0.9, seed=5)
+    drafter = BlockDrafter(4, rule, sampling)
+    drafts = set()
+    for _ in range(6):
+        before = sampling.generator.get_state()
+        drafts.add(tuple(drafter.draft(state, [BOS, 104], 4).ids))
+        assert not torch.equal(before, sampling.generator.get_state())
+    assert len(drafts) > 1
+
+
+# ---- drafters
 
 
 def test_lookup_copies_what_followed():
-    text = [BOS, *encode(b"the cat sat; the c")]
-    assert draft_lookup(None, text, text[-1:], 4, Sampling()) == (encode(b"at s"), None)
-    text = [BOS, *encode(b"the the the")]  # what follows is cut short, and goes round
-    assert draft_lookup(None, text, text[-1:], 9, Sampling()) == (encode(b" the the "), None)
-    text = [BOS, *encode(b"abc")]
-    assert draft_lookup(None, text, text[-1:], 4, Sampling()) == ([], None)
+    def copied(text, size):
+        return LookupDrafter(size).draft(None, [BOS, *encode(text)], 99)
+
+    assert copied(b"the cat sat; the c", 4) == Draft(encode(b"at s"), None)
+    # What follows is cut short, and goes round.
+    assert copied(b"the the the", 9) == Draft(encode(b" the the "), None)
+    assert copied(b"abc", 4) == Draft([], None)
+
+
+def searched(text, size, longest, shortest):
+    """What a LookupDrafter drafts, searched for in a string of the whole text."""
+    data = "".join(map(chr, text))
+    for n in range(min(longest, len(data) - 1), shortest - 1, -1):
+        found = data.rfind(data[-n:], 0, len(data) - 1)
+        if found >= 0:
+            return (text[found + n :] * size)[:size]
+    return []
+
+
+@pytest.mark.parametrize("letters", [1, 2, 3, 5, 255])
+def test_the_index_of_a_lookup_finds_what_a_search_would(letters):
+    """Each round made a string of the whole text: 25 ms for a million bytes."""
+    chance = random.Random(letters)
+    for _ in range(150):
+        shortest = chance.randint(1, 6)
+        longest = shortest + chance.randint(0, 10)
+        drafter = LookupDrafter(9, longest, shortest)
+        text = [BOS]
+        while len(text) < 120:
+            drafted = drafter.draft(None, text, 9).ids
+            assert drafted == searched(text, 9, longest, shortest), (text, longest, shortest)
+            # Some of it is accepted, and other bytes follow.
+            text += drafted[: chance.randint(0, 9)]
+            text += [OFFSET + chance.randint(0, letters) for _ in range(chance.randint(1, 4))]
+
+
+def test_a_round_of_a_lookup_costs_what_is_new():
+    """However long the text: what was read once is not read again."""
+
+    class Counted(list):
+        seen = 0
+
+        def __getitem__(self, part):
+            found = super().__getitem__(part)
+            Counted.seen += len(found) if isinstance(part, slice) else 1
+            return found
+
+        def __iter__(self):
+            raise AssertionError("it reads the whole text")
+
+    text = Counted(random_ids(20_000).tolist())
+    drafter = LookupDrafter(8, longest=16, shortest=6)
+    drafter.draft(None, text, 0)
+    Counted.seen = 0
+    for _ in range(10):
+        text += random_ids(4).tolist()
+        drafter.draft(None, text, 8)
+    assert Counted.seen < 10 * 150
+
+
+def test_an_index_takes_most_of_a_text_once():
+    """A table for each length held every place of the text, 11 times a byte."""
+    chance = random.Random(0)
+    text = [chance.randint(4, 259) for _ in range(5000)]
+    places = LastPlaces(6, 16)
+    assert places.behind(text) == len(text)
+    assert sum(map(len, places.tables)) < 1.1 * len(text)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3])
+@torch.inference_mode()
+def test_no_drafter_drafts_more_than_it_may(limit):
+    """A byte is left for the model's own: with a budget of one nothing is drafted."""
+    text = [BOS, *encode(b"the the the the ")]
+    state = fast_of(*make_models(0, block_size=8, chain_width=6)).state()
+    state.extend(text[:-1])
+    drafters = [SelfDrafter(8, ENDLESS), LookupDrafter(8)]
+    drafters += [BlockDrafter(8, rule, ENDLESS) for rule in (ONE_STEP, CONFIDENCE, CHAINED)]
+    drafters.append(speculating.CopyOrBlock(LookupDrafter(8), drafters[-1]))
+    for drafter in drafters:
+        assert len(drafter.draft(state, text, limit).ids) <= limit, drafter
+
+
+@pytest.mark.parametrize("rule", [None, ONE_STEP, CONFIDENCE, CHAINED])
+@torch.inference_mode()
+def test_a_draft_ends_at_its_eos(rule):
+    """EOS may be drafted; what stands behind it never can be part of the output."""
+    model, patcher = make_models(0, block_size=8, chain_width=6)
+    text = random_ids(20, 2).tolist()
+
+    def drafted():
+        state = fast_of(model, patcher).state()
+        state.extend(text[:-1])
+        drafter = SelfDrafter(8, Sampling())
+        if rule:
+            drafter = BlockDrafter(8, replace(rule, threshold=0.0), Sampling())
+        return drafter.draft(state, text, 99).ids
+
+    ids = drafted()
+    assert len(ids) == 8 and EOS not in ids
+    first = ids.index(ids[3])
+    head = model.decoder.head.weight
+    head[EOS] = 1.001 * head[ids[3]]
+    assert drafted() == ids[:first] + [EOS]
 
 
 # ---- the table of modes
@@ -454,88 +656,102 @@ def test_lookup_copies_what_followed():
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_runs_as_its_table_says(mode):
     """run_mode passes on exactly what the sampler takes; defaults are the mode's own."""
-    model, patcher = make_models(2, block_size=4, chain_width=6)
-    plain = generate(model, patcher, [104], 30, sampling=ENDLESS).ids
-    for drafting in (Drafting(), Drafting(5, 3, "entropy", gamma=0.5, rounds="paper")):
-        check_mode(mode, model, drafting)
-        made = run_mode(mode, model, patcher, [104], 30, drafting, sampling=ENDLESS)
+    machine = fast_of(*make_models(2, block_size=4, chain_width=6))
+    plain = generate(machine.state(), [104], 30, sampling=ENDLESS).ids
+    given = Drafting(draft_size=5, block_size=3, unmask="entropy", gamma=0.5)
+    for drafting in (None, Drafting(), given):
+        made = run_mode(mode, machine.state(), [104], 30, drafting, sampling=ENDLESS)
         assert len(made.ids) == 30
         if MODES[mode].verified or mode == "blt":
             assert made.ids == plain
-        if MODES[mode].paper_calls and drafting.rounds == "paper":
-            c = made.counters
-            assert c.encoder_global == MODES[mode].paper_calls * c.rounds
 
 
-def test_thresholds_of_modes_are_their_own_unless_given():
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_runs_on_the_plain_state_too(mode):
+    models = make_models(2, block_size=4, chain_width=6)
+    on_prefix = run_mode(mode, Prefix(*models), [104], 20, sampling=ENDLESS)
+    made = run_mode(mode, fast_of(*models).state(), [104], 20, sampling=ENDLESS)
+    assert (made.ids, made.counters, made.new_bytes) == (on_prefix.ids, on_prefix.counters, 20)
+
+
+@pytest.fixture
+def given_to(monkeypatch):
+    """A function (mode, model, **drafting) -> what run_mode gives the sampler of that mode."""
+
+    def given(mode, model, **drafting):
+        seen = {}
+        spy = replace(MODES[mode], sampler=lambda state, *_, **chosen: seen.update(chosen))
+        monkeypatch.setitem(MODES, mode, spy)
+        state = fast_of(model, make_models(0)[1]).state()
+        run_mode(mode, state, [], 9, Drafting(**drafting))
+        return seen
+
+    return given
+
+
+def test_thresholds_of_modes_are_their_own_unless_given(given_to):
     """Confidence takes α, entropy γ; each mode has its own defaults."""
     model, _ = make_models(0, block_size=4, chain_width=6)
+    without, _ = make_models(0, block_size=4)
 
     def unmask(mode, **given):
-        return speculating.arguments_of(mode, model, Drafting(**given))["unmask"]
+        return given_to(mode, model, **given)["unmask"]
 
-    without, _ = make_models(0, block_size=4)
-    assert speculating.rule_of("bltdv", without, Drafting()) == "one-step"
-
+    assert given_to("bltdv", without)["unmask"].rule == "one-step"
     assert unmask("bltd") == Unmask("confidence", 0.7)
     assert unmask("bltd", unmask="entropy") == Unmask("entropy", 1.0)
     assert unmask("bltd", alpha=0.2, gamma=9) == Unmask("confidence", 0.2)
     assert unmask("bltd", alpha=0.0) == Unmask("confidence", 0.0)
     assert unmask("bltdv") == Unmask("chained", 0.05)
     assert unmask("bltdv", alpha=0.3) == Unmask("chained", 0.3)
-    assert unmask("bltd", unmask="chained") == Unmask("chained", None), "its blocks stay whole"
+    assert not unmask("bltd", unmask="chained").threshold, "its blocks stay whole"
+    assert unmask("bltd", unmask="chained", alpha=0.4) == Unmask("chained", 0.4)
     assert unmask("bltdv", unmask="confidence") == Unmask("confidence", 0.3)
     assert unmask("bltdv", unmask="entropy") == Unmask("entropy", 1.5)
     assert unmask("bltdv", unmask="entropy", gamma=0.4, alpha=9) == Unmask("entropy", 0.4)
 
 
+def test_sizes_of_modes_are_their_own_unless_given(given_to):
+    model, _ = make_models(0, block_size=4, chain_width=6)
+    assert given_to("blt", model, draft_size=3) == {"sampling": None, "watch": None}
+    assert given_to("blts", model)["draft_size"] == 8
+    assert given_to("lookup", model, draft_size=3)["draft_size"] == 3
+    assert given_to("bltd", model)["block_size"] == 4, "that of the model"
+    assert given_to("bltdv", model, block_size=2)["block_size"] == 2
+    assert "copy" not in given_to("bltd", model)
+
+
+def test_copies_stand_beside_chained_drafts_unless_told_otherwise():
+    model, _ = make_models(0, block_size=4, chain_width=6)
+    for given, copied in (({}, 16), ({"copy": 0}, 0), ({"unmask": "one-step"}, 0)):
+        assert settled("bltdv", model, Drafting(**given))["copy"] == copied
+
+
 def test_modes_that_a_model_cannot_run_are_refused():
-    plain, _ = make_models(0)
-    small, _ = make_models(0, block_size=4, chain_width=6)
-    for mode, model, drafting in (
-        ("bltd", plain, Drafting()),
-        ("bltdv", plain, Drafting()),
-        ("bltd", small, Drafting(block_size=8)),
-        ("bltdv", small, Drafting(block_size=0)),
+    """Before anything has run."""
+    plain = make_models(0)
+    small = make_models(0, block_size=4, chain_width=6)
+    without = make_models(0, block_size=4)
+    for mode, models, drafting, message in (
+        ("bltd", plain, Drafting(), "plain BLT .*--block-size"),
+        ("bltdv", plain, Drafting(), "plain BLT .*--block-size"),
+        ("bltd", small, Drafting(block_size=8), "blocks of up to 4"),
+        ("bltdv", small, Drafting(block_size=0), "blocks of up to 4"),
+        ("bltdv", without, Drafting(unmask="chained"), "no chained head"),
     ):
-        with pytest.raises(BadInput, match="block-size|blocks of up to"):
-            check_mode(mode, model, drafting)
-    without, _ = make_models(0, block_size=4)
-    check_mode("bltdv", without, Drafting())
-    with pytest.raises(BadInput, match="no chained head"):
-        check_mode("bltdv", without, Drafting(unmask="chained"))
+        for state in (Prefix(*models), fast_of(*models).state()):
+            with pytest.raises(BadInput, match=message):
+                run_mode(mode, state, [104], 9, drafting)
+            assert state.length == 0
+    assert run_mode("bltdv", fast_of(*without).state(), [104], 9).counters.rounds
     for mode in ("blt", "blts", "lookup"):
-        check_mode(mode, plain, Drafting())
+        assert run_mode(mode, fast_of(*plain).state(), [104], 9).new_bytes <= 9
 
 
 # ---- run
 
 
 def test_it_watches_drafts_verified(trained_file, capsys):
-    speculating.main(["--checkpoint", str(trained_file), "--prompt", "def ", "--bytes", "12"])
+    ideas.speculate(["--checkpoint", str(trained_file), "--prompt", "def ", "--bytes", "12"])
     out = capsys.readouterr().out
     assert "blts" in out and "bltdv" in out and "round   1" in out and "step  1" in out
-
-
-@pytest.mark.parametrize("rule", [RULES[0], RULES[3]], ids=["one-step", "chained"])
-def test_drafts_and_verification_draw_from_one_stream_of_chance(rule):
-    """Guards: a generator of its own for drafts, begun again at the same seed every round.
-
-    Drafts and verification would then see the same numbers, and the text's distribution moves.
-    """
-    model, patcher = make_models(0, block_size=4, chain_width=6)
-    stream, sampling = Stream(model, patcher), Sampling(2.0, 0.9, seed=5)
-    stream.prefill([BOS])
-    draft = speculating.diffusion_drafter(model, 4, rule)
-    drafts = []
-    for _ in range(6):
-        before = sampling.generator.get_state()
-        drafts.append(draft(stream, [BOS], [], 4, sampling)[0])
-        assert not torch.equal(before, sampling.generator.get_state())
-    assert len(set(map(tuple, drafts))) > 1
-
-
-def test_copies_stand_beside_chained_drafts_unless_told_otherwise():
-    model, _ = make_models(0, block_size=4, chain_width=6)
-    for given, copied in (({}, 16), ({"copy": 0}, 0), ({"unmask": "one-step"}, 0)):
-        assert speculating.arguments_of("bltdv", model, Drafting(**given))["copy"] == copied

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from conftest import make_models
+from conftest import fast_of, make_models
 from test_scripts import refused
 
 import sample
 import train
-from data import corpus_of, document_ids
-from model import load_model
-from patcher import mean_patch
+from data import BOS, corpus_of, default_corpus, document_ids, encode
+from fast.load import load_model
+from fast.patching import mean_patch
 from scripts import benchmark, export
 from support import checkpoint
 from support.terminal import BadInput
@@ -18,11 +18,28 @@ from support.terminal import BadInput
 
 
 def test_a_stream_is_timed_beside_its_slow_twin():
-    model, patcher = make_models(0)
-    with torch.inference_mode():
-        rows = benchmark.stream_against_prefix(model, patcher, list, (16, 32), bytes_each=2)
+    machine = fast_of(*make_models(0))
+    rows = benchmark.stream_against_prefix(machine, list, (16, 32), bytes_each=2)
     assert [r["context"] for r in rows] == [16, 32] and rows[0]["against"] == 1
     assert all(r["cached"] > 0 and r["anew"] > 0 for r in rows)
+
+
+def test_the_text_of_the_benchmark_is_the_beginning_of_the_corpus():
+    whole = b"".join(bytes(text) for _, text in default_corpus().documents[:40])
+    for n in (1, 2, 100, 20_000):
+        assert benchmark.text_ids(n) == [BOS, *encode(whole[: n - 1])]
+
+
+def test_the_benchmark_prints_a_table(monkeypatch, capsys):
+    """Beside a model of transformers, which is converted; here at one short context."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("safetensors")
+    real = benchmark.stream_against_prefix
+    few = lambda machine, anew, _: real(machine, anew, (8, 16), bytes_each=2)  # noqa: E731
+    monkeypatch.setattr(benchmark, "stream_against_prefix", few)
+    benchmark.main([])
+    out = capsys.readouterr().out
+    assert "times faster" in out and "cached, ms/byte" in out
 
 
 # ---- export
@@ -36,7 +53,8 @@ def test_export_is_small_calibrated_and_generates(trained_file, tmp_path):
     weights = [t for part in ("model", "patcher") for t in saved[part].values()]
     assert {t.dtype for t in weights} == {torch.float16}
     assert small.stat().st_size < 2.2 * sum(t.numel() for t in weights) + 40_000
-    assert set(saved) - set(whole) == {"data"}
+    assert set(saved) - set(whole) <= {"data", "separator", "held_out", "openings"}
+    assert len(saved["openings"]) == 8
     model, patcher = load_model(small)
     held_out = [document_ids(d) for d in corpus_of(whole["asked"]["data"]).split()[1]]
     mean = mean_patch([patcher.closes(ids) for ids in held_out])

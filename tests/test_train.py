@@ -1,6 +1,8 @@
 """train.py: what is resumed ends where the uninterrupted run does, and nothing good is lost."""
 
+import contextlib
 import copy
+import functools
 import heapq
 import os
 import pathlib
@@ -13,18 +15,19 @@ import pytest
 import torch
 from conftest import ROOT, make_models, random_ids
 
+import data
 import train
 from data import BOS, EOS, Corpus, Crops, document_ids
-from diffusion import RECIPES, Recipe
 from layers import Layer
-from model import BLT, PRESETS
-from patcher import PatcherConfig
-from support import checkpoint, distributed, machine
-from support.boundaries import Packed
-from support.optim import learning_rate, make_optimizer
-from support.presets import TrainingSettings
-from support.runs import defaults
+from model import BLT
+from support import checkpoint, hardware
+from support.presets import RECIPES, Recipe, TrainingSettings
 from support.terminal import BadInput
+from training import distributed, steps, validation
+from training.boundaries import Packed
+from training.optim import Muon, learning_rate, make_optimizer
+from training.presets import PRESETS
+from training.runs import PARSER, defaults
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +131,13 @@ def test_nohup_means_what_it_says(text_file, tmp_path, interrupt_at):
 
 
 def test_a_bad_loss_stops_with_its_step_and_keeps_the_checkpoint(text_file, tmp_path, monkeypatch):
-    out, calls, real = tmp_path / "x.pt", [0], train.next_byte_loss
+    out, calls, real = tmp_path / "x.pt", [0], train.next_byte_nats
 
     def poisoned(logits, ids):
         calls[0] += 1
         return real(logits, ids) * (float("nan") if calls[0] == 4 + 6 else 1.0)
 
-    monkeypatch.setattr(train, "next_byte_loss", poisoned)
+    monkeypatch.setattr(train, "next_byte_nats", poisoned)
     with pytest.raises(BadInput, match="not finite at step 5 of the model"):
         train.main(options(text_file, out, "--block-size", "0"))
     progress = checkpoint.load(out)["progress"]
@@ -221,9 +224,49 @@ def task_of(batch=2, accumulate=1, recipe=None):
     documents = [random_ids(900, seed) for seed in range(3)]
     closes = torch.cat([patcher.closes(ids) for ids in documents])
     crops = Crops(torch.cat(documents), closes, 64, seed=1)
-    settings = TrainingSettings(length=64, batch=batch, accumulate=accumulate, lr=1e-3)
-    loss = distributed.spread(model, train.model_loss(recipe or Recipe(4)))
-    return train.Task("model", model, loss, crops, settings, torch.float32)
+    settings = TrainingSettings(length=64, batch=batch, accumulate=accumulate, lr=1e-3, warmup=1)
+    loss_of = functools.partial(train.model_loss, recipe=recipe or Recipe(4))
+    loss = distributed.spread(model, loss_of)
+    return steps.Task("model", model, loss, crops, settings, torch.float32)
+
+
+class KeptNowhere:
+    """A run for the loop: it counts steps, and nothing of it is saved."""
+
+    def __init__(self, steps):
+        self.step = 0
+        self.steps = steps
+        self.optimizer = None
+        self.is_due = False
+
+
+@pytest.fixture
+def loop(monkeypatch):
+    """A function that lets the loop take steps -> the bits a byte that it logs, their running mean.
+
+    What it saves in the end, the optimiser, is then in loop.saved.
+    """
+
+    class Bar(contextlib.nullcontext):
+        logged = []
+
+        def set_postfix_str(self, text, refresh):
+            self.logged.append(float(text.removesuffix(" bits/byte")))
+
+        def update(self, n):
+            pass
+
+    def take(task, count):
+        Bar.logged = []
+        train.fit(KeptNowhere(count), task)
+        return Bar.logged
+
+    def save(run, optimizer, wait):
+        take.saved = optimizer
+
+    monkeypatch.setattr(train, "progress", lambda *given: Bar())
+    monkeypatch.setattr(train, "save", save)
+    return take
 
 
 def contents(state):
@@ -236,11 +279,11 @@ def test_counting_steps_leaves_no_trace(seconds, after):
     """Not in weights, the optimiser, random numbers or the data."""
     task, untouched = task_of(), task_of()
     optimizer = make_optimizer(task.model, task.settings)
-    train.train_step(task, optimizer, 0, 0.0)
+    steps.trial_step(task, optimizer, 0, 0.0)
     before = copy.deepcopy((contents(task.model.state_dict()), optimizer.state_dict()))
     random_state = torch.get_rng_state()
-    steps = train.count_steps(task, seconds, after)
-    assert isinstance(steps, int) and 1 <= steps < 1000 and (seconds or steps == 1)
+    count = steps.count_steps(task, seconds, after)
+    assert isinstance(count, int) and 1 <= count < 1000 and (seconds or count == 1)
     assert contents(task.model.state_dict()) == before[0]
     for name, kept in before[1].items():
         known = optimizer.state_dict()[name]
@@ -249,31 +292,43 @@ def test_counting_steps_leaves_no_trace(seconds, after):
             assert contents(known["state"][index]) == contents(state)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(p.grad is None for p in task.model.parameters())
-    for mine, fresh in zip(task.crops.batch(9, 2), untouched.crops.batch(9, 2)):
+    for mine, fresh in zip(task.batch(9, 0)[:2], untouched.batch(9, 0)[:2]):
         assert torch.equal(mine, fresh)
+
+
+def test_steps_that_are_timed_are_those_of_the_loop(loop):
+    """The weights and all that the optimiser remembers, of a step in two parts."""
+    timed, looped = (task_of(2, 2, Recipe(4, after=0.0)) for _ in range(2))
+    optimizer = make_optimizer(timed.model, timed.settings)
+    steps.trial_step(timed, optimizer, 0, 0.0)
+    loop(looped, 1)
+    for ours, theirs in zip(timed.model.parameters(), looped.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    a, b = ({"optimizer": of.state_dict()} for of in (optimizer, loop.saved))
+    assert moments(a) and all(torch.equal(x, y) for x, y in zip(moments(a), moments(b)))
 
 
 def test_a_share_of_slower_steps_counts_in_proportion(monkeypatch):
     """A clock made by hand: steps with blocks take 3 s, those before them 1 s."""
     clock = [0.0]
-    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: clock[0])
 
     def step(task, optimizer, number, done):
         clock[0] += 3.0 if done else 1.0
 
-    monkeypatch.setattr(train, "train_step", step)
+    monkeypatch.setattr(steps, "trial_step", step)
 
     def counted(seconds, after):
         began = clock[0]
-        return train.count_steps(task_of(), seconds, after), clock[0] - began
+        return steps.count_steps(task_of(), seconds, after), clock[0] - began
 
     for after, mean in ((1.0, 1.0), (0.0, 3.0), (0.6, 0.6 * 1 + 0.4 * 3)):
-        steps, spent = counted(1000.0, after)
-        assert steps == int((1000 - spent) / mean + 1e-9) and spent < 60
+        count, spent = counted(1000.0, after)
+        assert count == int((1000 - spent) / mean + 1e-9) and spent < 60
 
 
 @pytest.mark.parametrize("recipe", [Recipe(0), Recipe(4, after=0.0), Recipe(4, **RECIPES["paper"])])
-def test_a_batch_in_two_parts_is_the_same_step(recipe):
+def test_a_batch_in_two_parts_is_the_same_step(recipe, loop):
     """Two forward passes of a crop each, or one of both: corruption belongs to a crop.
 
     Guards: blocks drawn from the global generator, in the order of the batches.
@@ -281,16 +336,15 @@ def test_a_batch_in_two_parts_is_the_same_step(recipe):
     results = []
     for batch, accumulate in ((2, 1), (1, 2)):
         task = task_of(batch, accumulate, recipe)
-        optimizer = make_optimizer(task.model, task.settings)
         torch.manual_seed(accumulate)  # which must not matter
-        bits = [train.train_step(task, optimizer, step, 0.5) for step in range(2)]
+        bits = loop(task, 2)
         results.append((bits, task.model.state_dict()))
     (bits, whole), (same, parts) = results
-    assert bits == pytest.approx(same, rel=1e-6)
+    assert len(bits) == 2 and bits == pytest.approx(same, abs=1.1e-3)  # three digits are logged
     assert all(torch.allclose(whole[k], parts[k], atol=1e-5) for k in whole)
 
 
-def test_blocks_join_when_the_recipe_says(monkeypatch):
+def test_blocks_join_when_the_recipe_says(monkeypatch, loop):
     seen, real = [], train.make_blocks
 
     def watched(*given):
@@ -298,13 +352,35 @@ def test_blocks_join_when_the_recipe_says(monkeypatch):
         return real(*given)
 
     monkeypatch.setattr(train, "make_blocks", watched)
-    for recipe, joined in ((Recipe(4, after=0.6), 2), (Recipe(4, after=0.0), 4), (Recipe(0), 0)):
+    for recipe, joined in ((Recipe(4, after=0.6), 4), (Recipe(4, after=0.0), 10), (Recipe(0), 0)):
         seen.clear()
-        task = task_of(recipe=recipe)
-        optimizer = make_optimizer(task.model, task.settings)
-        for step, done in enumerate((0.0, 0.59, 0.6, 0.99)):
-            train.train_step(task, optimizer, step, done)
+        loop(task_of(recipe=recipe), 10)
         assert len(seen) == joined
+    task = task_of(recipe=Recipe(4, after=0.6))
+    for done, joined in ((0.0, 0), (0.59, 0), (0.6, 1), (0.99, 1)):
+        seen.clear()
+        task.loss(*task.batch(0, 0), done)
+        assert len(seen) == joined
+
+
+def test_a_step_waits_for_the_device_once(monkeypatch, loop):
+    """Guards: a loss that was read after each part of a step, and the norm of the gradient."""
+    task = task_of(accumulate=3, recipe=Recipe(4, after=0.0))
+    read = []
+
+    def watch(name):
+        real = getattr(torch.Tensor, name)
+
+        def watched(self):
+            read.append(name)
+            return real(self)
+
+        monkeypatch.setattr(torch.Tensor, name, watched)
+
+    for name in ("item", "tolist", "__float__"):
+        watch(name)
+    loop(task, 5)
+    assert read == 5 * ["tolist"]
 
 
 # ---- a whole run
@@ -329,8 +405,8 @@ def test_a_run_keeps_its_corpus_small_and_hashes_it_once(text_file, tmp_path, mo
     every_step = ["--save-every", "0"]
     train.main(options(text_file, tmp_path / "x.pt", "--block-size", "0", *every_step))
     assert len(hashed) == 1
-    # of both models, and whether there is enough; no ids are kept
-    assert len(packed) == 3 and all(isinstance(text, Packed) for text in packed)
+    # of both models; no ids are kept
+    assert len(packed) == 2 and all(isinstance(text, Packed) for text in packed)
 
 
 def test_minutes_become_a_number_of_steps_that_is_kept(text_file, tmp_path):
@@ -439,7 +515,7 @@ def muon_by_hand(weight, gradients, lr, decay):
 def test_muon_steps_against_its_update_by_hand():
     """Each matrix of a fused one alone; what is not hidden takes AdamW's step."""
     torch.manual_seed(0)
-    layer = Layer(16, 2, 24, 8)
+    layer = Layer(16, 2, 24)
     optimizer = make_optimizer(layer, TrainingSettings(optimizer="muon", lr=0.02))
     names = {"qkv": 3, "out": 1, "gate_up": 2, "down": 1}
     before = {name: getattr(layer, name).weight.detach().double() for name in names}
@@ -461,6 +537,48 @@ def test_muon_steps_against_its_update_by_hand():
     assert layer.ffn_norm.weight.detach().sub(1).abs().max() == pytest.approx(0.03, abs=0.035)
 
 
+def test_muon_in_one_product_is_that_of_torch_matrix_by_matrix(monkeypatch):
+    """Bit for bit where the CPU multiplies bfloat16; some matrices have no gradient at first.
+
+    It goes on from torch's state, as older checkpoints hold it, and from its own.
+    """
+    exact = hardware.has_bfloat16("cpu")
+    monkeypatch.setattr("training.optim.has_bfloat16", lambda device: True)
+    torch.manual_seed(0)
+    # Two shapes that are each other's transpose; views of larger weights, as fused maps are
+    shapes = 3 * [(24, 16)] + 2 * [(16, 24)] + 4 * [(32, 32)] + [(1, 40)]
+    wholes = [[torch.randn(2 * rows, columns) for rows, columns in shapes] for _ in range(2)]
+    for ours, theirs in zip(*wholes):
+        theirs.copy_(ours)
+    ours, theirs = (
+        [torch.nn.Parameter(view) for whole in part for view in whole.chunk(2)] for part in wholes
+    )
+    one = Muon(ours, 0.01, 0.1)
+    each = torch.optim.Muon(theirs, 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(8):
+        if step == 3:
+            one.load_state_dict(copy.deepcopy(each.state_dict()))
+        if step == 5:
+            saved = copy.deepcopy(one.state_dict())
+            one = Muon(ours, 0.01, 0.1)
+            one.load_state_dict(saved)
+        for optimizer in (one, each):
+            optimizer.param_groups[0]["lr"] = 0.01 * (8 - step)
+        for number, (mine, its) in enumerate(zip(ours, theirs)):
+            gradient = torch.randn_like(mine)
+            has_one = number % 3 or step > 1
+            mine.grad = gradient if has_one else None
+            its.grad = gradient.clone() if has_one else None
+        one.step()
+        each.step()
+        for mine, its in zip(ours, theirs):
+            assert torch.equal(mine, its) if exact else torch.allclose(mine, its, atol=0.01)
+    states = one.state_dict()["state"], each.state_dict()["state"]
+    assert len(states[0]) == 2 * len(shapes) and states[0].keys() == states[1].keys()
+    for number, state in states[1].items():
+        assert torch.equal(states[0][number]["momentum_buffer"], state["momentum_buffer"])
+
+
 def test_the_paper_trains_with_adamw_and_small_models_with_muon(text_file, tmp_path, monkeypatch):
     for name, preset in PRESETS.items():
         assert preset.training.optimizer == ("adamw" if name.startswith("blt") else "muon")
@@ -468,7 +586,7 @@ def test_the_paper_trains_with_adamw_and_small_models_with_muon(text_file, tmp_p
     assert defaults("tiny", "ours", None)["lr"] == PRESETS["tiny"].training.lr
     assert defaults("tiny", "ours", "adamw")["lr"] == 2e-3
     # What a run trains with depends on its command alone, not on the machine.
-    monkeypatch.setattr(machine, "processor_flags", set)
+    monkeypatch.setattr(hardware, "processor_flags", set)
     for given, used in (([], "muon"), (["--optimizer", "adamw"], "adamw")):
         out = tmp_path / "x.pt"
         train.main(options(text_file, out, "--block-size", "0", *given))
@@ -478,13 +596,13 @@ def test_the_paper_trains_with_adamw_and_small_models_with_muon(text_file, tmp_p
 def test_shapes_and_patches_follow_their_flags(text_file, tmp_path):
     out = tmp_path / "x.pt"
     shape = ["--decoder-layers", "1", "--global-layers", "3", "--ngram-table-size", "99"]
-    patches = ["--patch-size", "3", "--max-patch", "6", "--reset-at-newline"]
+    patches = ["--patch-size", "3", "--max-patch", "6"]
     train.main(options(text_file, out, *shape, *patches))
     saved = checkpoint.load(out)
     config = saved["config"]
     assert (config["decoder_layers"], config["global_layers"]) == (1, 3)
     assert config["ngram_table_size"] == 99 and config["max_patch"] == 6
-    assert saved["patcher_config"]["max_patch"] == 6 and saved["patcher_config"]["reset_at_newline"]
+    assert saved["patcher_config"]["max_patch"] == 6
     assert saved["results"]["mean_patch_held_out"] == pytest.approx(3, abs=0.3)
     with pytest.raises(BadInput, match="--patch-size 9 can't be the mean"):
         train.main(["--patch-size", "9"])
@@ -505,21 +623,72 @@ def test_training_learns(trained_file):
 def test_documents_close_their_last_patch(trained):
     """Packed training once had patches that span documents, as EOS almost never closed one."""
     _, patcher = trained
-    for data in (b"x", b"def f():\n    return 1\n", bytes(range(256))):
-        assert patcher.closes(document_ids(data))[-1]
-    assert PatcherConfig().reset_at_newline is False
+    for text in (b"x", b"def f():\n    return 1\n", bytes(range(256))):
+        assert patcher.closes(document_ids(text))[-1]
 
 
-def test_models_train_in_training_mode(text_file, tmp_path, monkeypatch):
-    """cuDNN refuses to go back through a GRU in eval mode, which is how checkpoints are loaded."""
+@pytest.mark.parametrize("length", [["--steps", "8"], ["--minutes", "0.02"]])
+def test_models_train_in_training_mode(length, text_file, tmp_path, monkeypatch):
+    """cuDNN refuses to go back through a GRU in eval mode, which is how checkpoints are loaded.
+
+    Steps that are timed go back, too.
+    """
     out, seen = tmp_path / "x.pt", []
     train.main(options(text_file, out))
-    real = train.train_step
+    real = steps.Task.autocast
 
-    def step(task, *rest):
+    def autocast(task):
         seen.append(task.model.training and task.model.decoder.chain.training)
-        return real(task, *rest)
+        return real(task)
 
-    monkeypatch.setattr(train, "train_step", step)
-    train.main(options(text_file, tmp_path / "y.pt", "--init-from", str(out), "--recipe", "chain"))
-    assert seen and all(seen)
+    monkeypatch.setattr(steps.Task, "autocast", autocast)
+    known = ["--data", str(text_file), "--out", str(tmp_path / "y.pt"), *length]
+    train.main([*known, "--init-from", str(out), "--recipe", "chain"])
+    assert len(seen) >= 6 and all(seen)
+
+
+# ---- what it says
+
+
+def test_no_help_says_a_default_twice(monkeypatch):
+    """Guards: "(default: None)" behind flags whose default depends on others."""
+    monkeypatch.setenv("COLUMNS", "1000")  # a line for each
+    lines = PARSER.format_help().splitlines()
+    assert sum("default" in line for line in lines) > 8
+    for line in lines:
+        assert line.count("default") <= 1 and "default: None" not in line, line
+    said = {flag: action.help for action in PARSER._actions for flag in action.option_strings}
+    for flag in ("--lr", "--batch", "--length", "--accumulate"):
+        assert "the patcher keeps its preset's" in said[flag]
+
+
+def test_what_is_held_out_and_not_looked_at_is_said(text_file, tmp_path, monkeypatch, capsys):
+    """Behind the first million bytes held-out text was in neither part, without a word."""
+    data.main([str(text_file)])
+    train.main(options(text_file, tmp_path / "x.pt", "--block-size", "0"))
+    assert "not looked at" not in capsys.readouterr().out
+    monkeypatch.setattr(data, "VALIDATION_BYTES", 1000)
+    held_out = int(text_file.stat().st_size * data.VALIDATION_SHARE)
+    line = f"held out beyond 1,000 bytes, and not looked at: {held_out - 1000} bytes"
+    data.main([str(text_file)])
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    train.main(options(text_file, tmp_path / "x.pt", "--block-size", "0"))
+    said = capsys.readouterr().out
+    assert said.splitlines().count(line) == 1 and "on 1,002 held-out bytes" in said
+
+
+def test_a_machine_that_does_not_follow_is_said_once(text_file, tmp_path, monkeypatch, capsys):
+    """Whoever changes the method trains on, and reads one line about it, not one a validation."""
+
+    def broken(*given):
+        raise TypeError("no such layer")
+
+    monkeypatch.setattr("fast.load.prepared", broken)
+    monkeypatch.setattr(validation, "BEGINNING", 200)
+    train.main(options(text_file, tmp_path / "x.pt", "--block-size", "4", "--save-every", "0"))
+    said = capsys.readouterr()
+    assert said.err.count("fast/ does not follow the changed model (TypeError") == 1
+    assert said.err.count("held-out bytes, sample: ") == 7
+    assert said.out.count("the plain machine reads the first 200 bytes of each document alone") == 1
+    results = checkpoint.load(tmp_path / "x.pt")["results"]
+    assert 0 < results["validation_bits_per_byte"] < 9 and len(results["masked_accuracy"]) == 4

@@ -12,7 +12,13 @@ import torch
 from support.terminal import BadInput
 
 
-def median_seconds_in_turn(works, repeats):
+def synchronize(device):
+    """Wait until a device (a name, or torch's) has done all that it was given; the CPU has."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def median_seconds_in_turn(works, repeats, device="cpu"):
     """Wall-clock of functions (a dict), run in turn after a warm-up -> (medians, largest spread).
 
     A spread is the width of the middle half of the times over their median.
@@ -22,8 +28,7 @@ def median_seconds_in_turn(works, repeats):
         for name, work in works.items():
             began = time.perf_counter()
             work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            synchronize(device)
             if i >= 3:
                 times[name].append(time.perf_counter() - began)
     quartiles = {name: statistics.quantiles(t, n=4) for name, t in times.items()}
@@ -89,10 +94,21 @@ def choose_device(name):
         except (RuntimeError, AssertionError, NotImplementedError):
             problem = f"there is no device '{name}' here: give cpu, or leave --device out"
             raise BadInput(problem) from None
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    elif torch.cuda.is_available():
+        name = "cuda"
+    else:
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.startswith("cuda"):
+        # cuDNN's attention builds a plan for every shape, and here each batch has another.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    return name
+
+
+def sent(x, device):
+    """A tensor of the CPU on a device; of GPUs, CUDA's take it while the host goes on."""
+    if torch.device(device).type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 @functools.cache
@@ -100,6 +116,11 @@ def flexible(name):
     """A function of FlexAttention as kernels of a GPU. Its import takes seconds, so it waits."""
     module = importlib.import_module("torch.nn.attention.flex_attention")
     return torch.compile(getattr(module, name), dynamic=True)
+
+
+def block_mask(rule, B, N, device):
+    """A BlockMask of FlexAttention: rule(b, h, query, key) -> bool, of B x N rows by themselves."""
+    return flexible("create_block_mask")(rule, B, None, N, N, device)
 
 
 def keep_memory():

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from support.hardware import choose_device
 from support.terminal import BadInput
 
 
@@ -28,23 +29,45 @@ def processes():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def join(device, shard):
-    """Meet the processes that torchrun started -> the device of this one.
+def join(name, shard):
+    """Meet the processes that torchrun started -> the device of this one, of that name or "auto".
 
-    Raises BadInput where there are none to shard a model among.
+    Raises BadInput where there are none to shard a model among, and for a device that all share.
     """
-    if dist.is_torchelastic_launched():
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # What is agreed on lies on the CPU, gradients where the model is. torchrun sees who dies;
-        # others may have to wait for long, while patches are found.
-        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=1))
-        if rank():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    elif shard:
-        raise BadInput("--shard divides a model among processes: start them with torchrun")
+    if not dist.is_torchelastic_launched():
+        if shard:
+            raise BadInput("--shard divides a model among processes: start them with torchrun")
+        return choose_device(name)
+    if ":" in name:
+        advice = "give --device cuda, and each takes one of its own"
+        raise BadInput(f"--device {name} would hold all processes of torchrun: {advice}")
+    number = int(os.environ["LOCAL_RANK"])
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        # First of all: whatever touches a GPU before would touch the first one in every process.
+        if number >= torch.cuda.device_count():
+            advice = f"start {torch.cuda.device_count()} here, or give --device cpu"
+            raise BadInput(f"there are fewer GPUs than processes: {advice}")
+        torch.cuda.set_device(number)
+    device = choose_device(name)
+    # What is agreed on lies on the CPU, gradients where the model is. torchrun sees who dies;
+    # others may have to wait for long, while patches are found.
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    gpu = torch.device("cuda", number) if device == "cuda" else None
+    dist.init_process_group(backend, timeout=timedelta(days=1), device_id=gpu)
+    if rank():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return device
+
+
+def leave():
+    """Part from the other processes, in all of them: whoever is first waits for the last.
+
+    Threads of a group that still stands abort a process at its end, now and then; and a group is
+    not taken down well while one of its processes is busy.
+    """
+    if dist.is_initialized():
+        anywhere(False)
+        dist.destroy_process_group()
 
 
 # ---- what all of them know
@@ -74,7 +97,8 @@ class Loss(torch.nn.Module):
 
     def __init__(self, model, loss_of):
         super().__init__()
-        self.model, self.loss_of = model, loss_of
+        self.model = model
+        self.loss_of = loss_of
 
     def forward(self, *inputs):
         return self.loss_of(self.model, *inputs)
@@ -104,9 +128,9 @@ def spread(model, loss_of, kind=None, idle=False):
 
 
 def clip_gradients(model, limit):
-    """Scale gradients down to a global norm of `limit` -> their norm before."""
+    """Scale gradients down to a global norm of `limit` -> their norm before, a tensor of one."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def gradients_meet(loss, last):

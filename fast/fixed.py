@@ -1,0 +1,280 @@
+"""A fast state for GPUs: passes whose shapes never change, so that each is one captured graph.
+
+A Stream's passes take as many rows as there are, and see as many earlier ones as there are: a GPU
+gets another program each time, launched kernel by kernel. Here a pass takes 1 row, K + 1, 2 K + 1,
+or as many as a prefill has at once; what is missing is padding. It sees the whole buffer, through a
+mask that is computed from positions. So all that changes are a few integers on the device, and
+fast/graphs.py repeats the rest.
+
+Padding stands behind the rows of a pass, in slots that are scratch: whoever writes them for good
+comes later, and until then nobody sees them. But 0 x NaN is NaN, so all buffers start at zero.
+
+Bytes are drawn on the host: a round waits once for entropies, once for the verified logits, and for
+each draw of its draft. Drawing and verifying on the device, with one wait a round, is not built.
+
+Letters in shape comments: n rows of a pass, S slots of a buffer, M patches, L bytes of the longest
+patch, H heads, C head width, K block size.
+"""
+
+import functools
+import weakref
+from typing import NamedTuple
+
+import torch
+
+from data import PAD
+from fast.cache import Buffer, Cache
+from fast.graphs import Graphs
+from fast.lean import PlainDecoder
+from fast.stream import Stream
+from layers import CLEAN, Rows, attend, sees
+from model import LEAD
+from patcher import entropy
+
+CACHES = ("entropy_cache", "encoder_cache", "global_cache", "decoder_cache", "latent_cache")
+PLACE = 5  # integers that say where the rows of a pass stand: see FixedCache.place
+
+
+class FixedView(NamedTuple):
+    """As layers.View, of n rows that are written into a buffer and see all of it."""
+
+    rope: tuple
+    mask: torch.Tensor  # (n, S) bool
+    slots: torch.Tensor  # (n,): where they are written
+    rows: torch.Tensor  # (layers, 2, 1, H, S, C)
+
+    def attend(self, q, k, v, depth):
+        """q, k, v (1, H, n, C) of layer number `depth` -> (1, H, n, C)."""
+        keys, values = self.rows[depth]
+        keys.index_copy_(2, self.slots, k)
+        values.index_copy_(2, self.slots, v)
+        return attend(q, keys, values, self.mask)
+
+
+class FixedLatents(Buffer):
+    """A Buffer that always lies in the same memory and holds numbers."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.rows.zero_()
+
+    def restart(self):
+        """Let another text begin."""
+        self.base = 0
+        self.turned()
+
+
+class FixedCache(Cache):
+    """A Cache whose passes differ in integers alone."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.rows.zero_()
+
+    restart = FixedLatents.restart
+
+    def turned(self):
+        """Graphs read RoPE factors where they lay when they were captured."""
+        before = getattr(self, "rope", None)
+        super().turned()
+        if before:
+            for kept, factors in zip(before, self.rope):
+                kept.copy_(factors)
+            self.rope = before
+
+    def place(self, first, n, size, start=None, cells=0):
+        """The integers of a pass over the n rows from position `first` on, padded to `size`.
+
+        start: where the block begins that the last of them belong to; the last `cells` are cells.
+        """
+        oldest = min(first, start) if cells else first
+        self.span(max(0, oldest - self.window), first + size)
+        end = first + n
+        if not cells:  # drafted bytes are read as those of the text are
+            start = end + self.capacity
+        return [self.base, first, end, start, end - cells]
+
+    def fixed_view(self, place, n):
+        """A pass over n rows. place (5,): what the function above says, on the device."""
+        base, first, end, start, first_cell = place.unbind()
+
+        def rows_at(position):
+            in_block = position >= start
+            return Rows(
+                position, torch.where(in_block, start, CLEAN), in_block & (position < first_cell)
+            )
+
+        position = first + torch.arange(n, device=place.device)
+        query = rows_at(position[:, None])
+        key = rows_at(base + torch.arange(self.capacity, device=place.device))
+        # Padding is seen by padding alone, which must see something.
+        mask = sees(query, key, self.window) & ((key.position < end) | (query.position >= end))
+        slots = position - base
+        rope = tuple(factors.index_select(0, slots) for factors in self.rope)
+        return FixedView(rope, mask, slots, self.rows)
+
+
+class Passes:
+    """The three passes, each a function of integers on the device, and the buffers they work in."""
+
+    def __init__(self, stream):
+        self.model = stream.model
+        self.patcher = stream.patcher
+        for name in CACHES:
+            setattr(self, name, getattr(stream, name))
+        self.graphs = Graphs(stream.device)
+
+    def entropy(self, ints):
+        """[place, n ids] -> the entropy after each (n,)."""
+        place = ints[:PLACE]
+        ids = ints[PLACE:]
+        view = self.entropy_cache.fixed_view(place, len(ids))
+        return entropy(self.patcher.model(ids[None], view))[0]
+
+    def patches(self, ints, M):
+        """[two places, slot of the first latent, M L members, LEAD + n ids]: makes M latents.
+
+        members: which of the n bytes belong to each patch, -1 for none.
+        """
+        L = self.model.config.max_patch
+        of_bytes, of_patches, slot, members, ids = ints.split(
+            [PLACE, PLACE, 1, M * L, len(ints) - 2 * PLACE - 1 - M * L]
+        )
+        view = self.encoder_cache.fixed_view(of_bytes, len(ids) - LEAD)
+        states = self.model.encoder.states(ids[None], view)
+        vectors = self.model.encoder.vectors(states, members.view(1, M, L))
+        latents = self.model.globe(vectors, self.global_cache.fixed_view(of_patches, M))
+        # (layers, kinds, M each, width)
+        rows = self.model.decoder.latent_rows(latents)
+        slots = slot + torch.arange(rows.shape[2], device=ints.device)
+        self.latent_cache.rows.index_copy_(2, slots, rows)
+
+    def decoder(self, ints):
+        """[place, n ids, which latent of the buffer each of them reads] -> last rows (n, D)."""
+        place = ints[:PLACE]
+        ids, reads = ints[PLACE:].view(2, 1, -1)
+        view = self.decoder_cache.fixed_view(place, ids.shape[1])
+        return self.model.decoder(ids, self.latent_cache.rows, reads, view)[0]
+
+
+class FixedStream(Stream):
+    """A Stream of fixed shapes. Its model is not folded: see FixedDecoder."""
+
+    keys_and_values = FixedCache
+    latents = FixedLatents
+
+    def make_caches(self, like):
+        """Its own, or those of a Stream like it that nobody has any more: with what is captured."""
+        p = self.patcher.config
+        # What is captured holds for one configuration.
+        alike = repr((self.model.config, p.width, p.window, self.max_rollback, self.max_rows))
+        idle = self.model.idle.setdefault((alike, id(self.patcher)), [])
+        if idle:
+            self.passes = idle.pop()
+            for name in CACHES:
+                setattr(self, name, getattr(self.passes, name))
+                getattr(self, name).restart()
+        else:
+            super().make_caches(like)
+            self.passes = Passes(self)
+        weakref.finalize(self, idle.append, self.passes)
+
+    def padded(self, n):
+        """The number of rows that a pass over n of them takes."""
+        K = self.model.config.block_size or 8
+        for size in (1, K + 1, 2 * K + 1):
+            if n <= size < self.max_rows:
+                return size
+        return self.max_rows
+
+    def entropy_pass(self, first, ids):
+        size = self.padded(len(ids))
+        place = self.entropy_cache.place(first, len(ids), size)
+        ints = [*place, *ids, *[PAD] * (size - len(ids))]
+        return self.passes.graphs.run("entropy", self.passes.entropy, ints)[: len(ids)]
+
+    def patch_pass(self, low, high, old, new):
+        longest = self.model.config.max_patch
+        n = high - low
+        # Bytes that close M patches are M at least, and there may be an open patch in front.
+        M = self.padded(max(new - old, n - longest + 1))
+        size = M + longest - 1
+        of_bytes = self.encoder_cache.place(low, n, size)
+        of_patches = self.global_cache.place(old, new - old, M)
+        each = self.model.decoder.latent_shape[1]
+        # Rows that the decoder owes read older latents, which have to stay.
+        oldest = min(old, self.at(self.decoded).patches_closed - 1)
+        self.latent_cache.span(oldest * each, (old + M) * each)
+        slot = old * each - self.latent_cache.base
+        members = [-1] * (M * longest)
+        for i in range(n):
+            # Behind how many patches it stands, and where the one that it belongs to starts
+            before = self.at(low + i - 1)
+            place = low + i - before.open_start
+            members[(before.patches_closed - old) * longest + place] = i
+        ids = [self.at(i).id for i in range(low - LEAD, high)] + [PAD] * (size - n)
+        ints = [*of_bytes, *of_patches, slot, *members, *ids]
+        self.passes.graphs.run("patches", functools.partial(self.passes.patches, M=M), ints)
+
+    def decoder_pass(self, first, ids, reads, cells, states):
+        size = self.padded(len(ids))
+        each = self.model.decoder.latent_shape[1]
+        self.latent_cache.span(reads[0] * each, (reads[-1] + 1) * each)
+        oldest = self.latent_cache.base // each
+        padding = [PAD] * (size - len(ids))
+        place = self.decoder_cache.place(first, len(ids), size, self.length, cells)
+        slots = [read - oldest for read in reads + [reads[-1]] * len(padding)]
+        ints = [*place, *ids, *padding, *slots]
+        rows = self.passes.graphs.run("decoder", self.passes.decoder, ints)
+        # The next replay writes to the same memory.
+        return rows[: len(ids)].clone()
+
+
+# ---- the chained head
+
+
+class FixedDecoder(PlainDecoder):
+    """model.LocalDecoder as it is, but the cells of a chained block are a captured pass each."""
+
+    def __init__(self, decoder):
+        super().__init__(decoder)
+        c = decoder.config
+        weight = decoder.head.weight
+        self.graphs = Graphs(weight.device)
+        # Of each cell: its row, and what the cells to its left left behind
+        self.rows = weight.new_zeros(c.block_size, c.width)
+        self.states = weight.new_zeros(1 + c.block_size, c.chain_width)
+
+    def chained(self, rows):
+        """As model.LocalDecoder. Only one block at a time."""
+        self.rows[: len(rows)] = rows
+        return FixedBlock(self)
+
+    def cell(self, ints):
+        """[id before it, number of the cell] -> the cell's logits (1, V)."""
+        before, number = ints.view(2, 1)
+        row = self.rows.index_select(0, number)
+        state = self.states.index_select(0, number)
+        row, state = self.decoder.chain(row[None], before[None], state[None])
+        self.states.index_copy_(0, number + 1, state[0])
+        return self.head(row)[0]
+
+
+class FixedBlock:
+    """As model.ChainedBlock."""
+
+    def __init__(self, decoder):
+        self.decoder = decoder
+        self.number = 0
+
+    def logits(self, before):
+        """The id before the next cell -> that cell's logits (1, V)."""
+        logits = self.decoder.graphs.run("cell", self.decoder.cell, [before, self.number])
+        self.number += 1
+        return logits.clone()
+
+
+def fixed(fast_model):
+    """A FastModel that is not folded, for FixedStreams."""
+    fast_model.decoder = FixedDecoder(fast_model.decoder.decoder)
+    return fast_model
