@@ -11,6 +11,8 @@ import torch
 from measure import ideas
 from support import terminal
 
+pytestmark = pytest.mark.more  # minutes together: .ci/run has them
+
 # ---- checkpoints that are well-formed and wrong, by what was done to one that was right
 
 

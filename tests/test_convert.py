@@ -29,6 +29,8 @@ from speculate import Drafting, run_mode
 from support import checkpoint
 from support.terminal import BadInput
 
+pytestmark = pytest.mark.more  # minutes together: .ci/run has them
+
 needs = "pip install -r requirements-dev.txt"
 safetensors = pytest.importorskip("safetensors.torch", reason=f"safetensors is missing: {needs}")
 transformers = pytest.importorskip("transformers", reason=f"transformers is missing: {needs}")

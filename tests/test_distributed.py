@@ -18,6 +18,8 @@ from support import checkpoint
 from support.terminal import BadInput
 from training import distributed
 
+pytestmark = pytest.mark.more  # minutes together: .ci/run has them
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
 SMALL = ["--preset", "nano", "--length", "32", "--dtype", "float32", "--steps", "20"]
 # The steps that an interrupted run is stopped in are many, so that they are met.

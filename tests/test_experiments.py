@@ -132,7 +132,19 @@ def test_experiments_break_tests_and_one_that_breaks_none_is_told():
 def test_a_named_test_sees_an_experiment(patch, file, name, fails, tmp_path):
     """It fails for what it asserts, not for an error; without the patch it passes, as all do."""
     patched(patch, tmp_path)
-    command = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{file}", "-k", name)
+    command = (
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        f"tests/{file}",
+        "-k",
+        name,
+    )
     said = python(*command, cwd=tmp_path)
     assert said.returncode == int(fails), said.stdout[-2000:]
     assert (b"AssertionError" in said.stdout) == fails, said.stdout[-2000:]
