@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from data import MASK, PAD
 from generate import Output, Sampling, ban, distribution, draw
-from model import Blocks
+from model import LEAD, Blocks
 from support.generation import Watch
 from support.hardware import sent
 from support.terminal import BadInput
@@ -166,7 +166,7 @@ def losses_of(model, ids, closes, corrupted, recipe):
     drafted = (nats * corrupted.blocks.draft).sum()
     chained = torch.zeros_like(drafted)
     if model.decoder.chain:
-        chained = chained_nats(model.decoder, rows[:, N:], ids, corrupted, recipe.block_size)
+        chained = chained_nats(model, rows[:, N:], ids, corrupted, recipe.block_size)
     return Losses(clean, nats.sum() - drafted, chained, drafted)
 
 
@@ -184,20 +184,23 @@ def nats_of(logits, targets):
     return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
 
 
-def chained_nats(decoder, rows, ids, corrupted, K):
+def chained_nats(model, rows, ids, corrupted, K):
     """Sum of -log p over the cells of wholly masked blocks, each knowing the bytes before it.
 
     rows (B, P, D): the decoder's last ones, of blocks. ids (B, N + 1). -> nats
     """
-    # (B, P) -> (B blocks, K): the cells of each block, a draft row in front left out
-    targets = cells_of(corrupted.targets, corrupted, K)
-    first = cells_of(corrupted.blocks.positions, corrupted, K)[:, :1]
-    of_batch = torch.arange(len(ids), device=ids.device).repeat_interleave(len(first) // len(ids))
-    before = torch.cat(
-        [ids[of_batch[:, None], (first - 1).clamp(max=ids.shape[1] - 1)], targets], 1
+    # (B, P): the byte before each row, and the n-grams that end with it (B, P, D)
+    last = ids.shape[1] - 1
+    place = (corrupted.blocks.positions - 1).clamp(max=last)
+    before = ids.gather(1, place)
+    of_text = model.encoder.grams(F.pad(ids, (LEAD, 0)))
+    grams = of_text.gather(1, place[..., None].expand(-1, -1, of_text.shape[2]))
+    # (B, P, ..) -> (B blocks, K, ..): the cells of each block, a draft row in front left out
+    rows, before, grams, targets = (
+        cells_of(x, corrupted, K) for x in (rows, before, grams, corrupted.targets)
     )
-    rows, _ = decoder.chain(cells_of(rows, corrupted, K), before[:, :-1])
-    return (nats_of(decoder.head(rows), targets) * whole_blocks(corrupted, K)).sum()
+    rows, _ = model.decoder.chain(rows, before, grams)
+    return (nats_of(model.decoder.head(rows), targets) * whole_blocks(corrupted, K)).sum()
 
 
 def cells_of(rows, corrupted, K):
@@ -276,34 +279,35 @@ def denoise(state, decided, size, unmask, sampling, watch):
     return ids.tolist(), q if unmask.rule == "one-step" else None
 
 
-def chain_block(state, decided, before, size, threshold, sampling, watch):
+def chain_block(state, decided, text, size, threshold, sampling, watch):
     """One pass over a wholly masked block, whose cells the chained head draws from left to right.
 
-    before: the id in front of the block. It stops behind a cell where all of them together have a
+    text: all ids in front of the block. It stops behind a cell where all of them together have a
     probability below the threshold: more would hardly be accepted.
     """
     rows = state.peek(decided, [MASK] * size)[-size:]
-    cells = state.model.decoder.chained(rows)
+    cells = state.model.chained(rows, text)
     ids = []
     q = []
     together = 1.0
     while len(ids) < size and together >= threshold:
-        q.append(distribution(cells.logits(before), sampling))
-        before = draw(q[-1], sampling)[0]
-        ids.append(before)
+        q.append(distribution(cells.logits(), sampling))
+        byte = draw(q[-1], sampling)[0]
+        cells.take(byte)
+        ids.append(byte)
         # A greedy `distribution` holds logits.
         p = q[-1][0] if sampling.temperature else q[-1][0].softmax(-1)
-        together *= p[before].item()
+        together *= p[byte].item()
     state.counters.chain += len(ids)
     watch.step(ids, [False] * len(ids))
     return ids, torch.cat(q)
 
 
-def fill_block(state, decided, before, size, unmask, sampling, watch):
-    """Fill a block by any of RULES. before: the id in front of it."""
+def fill_block(state, decided, text, size, unmask, sampling, watch):
+    """Fill a block by any of RULES. text: all ids in front of it, decided ones too."""
     if unmask.rule == "chained":
         threshold = unmask.threshold or 0.0
-        return chain_block(state, decided, before, size, threshold, sampling, watch)
+        return chain_block(state, decided, text, size, threshold, sampling, watch)
     return denoise(state, decided, size, unmask, sampling, watch)
 
 
@@ -321,7 +325,7 @@ def generate_bltd(state, prompt, max_bytes, *, block_size, unmask, sampling=None
     out = Output(state, prompt, max_bytes, sampling, watch)
     out.prefill()
     while True:
-        block, _ = fill_block(state, [], out.text[-1], block_size, unmask, sampling, watch)
+        block, _ = fill_block(state, [], out.text, block_size, unmask, sampling, watch)
         state.counters.rounds += 1
         if not out.write(block):
             return out.finish()

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import VOCAB
+from data import PAD, VOCAB
 from layers import ChainedHead, CrossAttention, Rows, Stack, View
 
 NGRAMS = range(3, 9)  # lengths of the hashed byte n-grams
@@ -147,13 +147,16 @@ class LocalEncoder(nn.Module):
         if joint != c.global_width:
             self.to_global = nn.Linear(joint, c.global_width, bias=False)
 
+    def grams(self, ids):
+        """Embedding of the n-grams that end at each byte: ids (B, LEAD + N) -> (B, N, D)."""
+        entries = ngram_entries(ids, self.config.ngram_table_size)
+        # (B, N, 6) -> (B N, 6) -> (B N, D)
+        summed = F.embedding_bag(entries.flatten(0, 1), self.hashes.weight, mode="sum")
+        return summed.view(*entries.shape[:2], -1)
+
     def states(self, ids, view):
         """ids (B, LEAD + N), PAD before the start of a text -> states of its bytes (B, N, D)."""
-        entries = ngram_entries(ids, self.config.ngram_table_size)
-        B, N, _ = entries.shape
-        # (B N, 6) -> (B N, D) -> (B, N, D)
-        grams = F.embedding_bag(entries.view(B * N, -1), self.hashes.weight, mode="sum")
-        x = self.embed(ids[:, LEAD:]) + grams.view(B, N, -1)
+        x = self.embed(ids[:, LEAD:]) + self.grams(ids)
         return self.layers(x, view)
 
     def forward(self, states, closes):
@@ -236,25 +239,29 @@ class LocalDecoder(nn.Module):
             x = layer(x, view)
         return self.norm(x)
 
-    def chained(self, rows):
-        """The chained head at work on the last rows (K, D) of one block: see ChainedBlock."""
-        return ChainedBlock(self, rows)
-
 
 class ChainedBlock:
-    """Logits of the cells of one block, from left to right, each with the byte before it known."""
+    """The chained head at work on one block: logits of its cells, from left to right."""
 
-    def __init__(self, decoder, rows):
+    def __init__(self, encoder, decoder, rows, text):
+        """rows (K, D): the decoder's, of the block's cells. text: the ids in front of the block."""
+        self.encoder = encoder
         self.decoder = decoder
         self.rows = iter(rows)
+        self.behind = [PAD] * LEAD + text[-LEAD - 1 :]  # its end is what n-grams are made of
         self.state = None
 
-    def logits(self, before):
-        """The id before the next cell -> that cell's logits (1, V)."""
+    def take(self, byte):
+        """The id drawn for the last cell: the next cells know it."""
+        self.behind.append(byte)
+
+    def logits(self):
+        """Of the next cell, (1, V)."""
         # (D,) -> (1, 1, D): a block of one cell, behind what the state knows
         row = next(self.rows)[None, None]
-        before = torch.tensor([[before]], device=row.device)
-        row, self.state = self.decoder.chain(row, before, self.state)
+        ids = torch.tensor([self.behind[-LEAD - 1 :]], device=row.device)
+        grams = self.encoder.grams(ids)
+        row, self.state = self.decoder.chain(row, ids[:, -1:], grams, self.state)
         return self.decoder.head(row)[0]
 
 
@@ -326,6 +333,10 @@ class BLT(nn.Module):
             if c.byte_states:  # drafted bytes behind the text have states too
                 states = self.encoder.states(F.pad(ids, (LEAD, 0)), local(rows))
         return self.decoder(ids, self.decoder.latent_keys(latents), reads, local(rows), states)
+
+    def chained(self, rows, text):
+        """A ChainedBlock of last rows (K, D) behind a text, a list of ids."""
+        return ChainedBlock(self.encoder, self.decoder, rows, text)
 
     def view(self, rows, window, head_width):
         """How a stack sees rows of bytes or patches."""

@@ -62,7 +62,7 @@ def chain_loss(model, ids, closes, corrupted, recipe):
     with torch.no_grad():
         rows = model.rows(ids[:, :-1], closes, corrupted.blocks)[:, N:]
     cells = K * whole_blocks(corrupted, K).sum()
-    return chained_nats(model.decoder, rows, ids, corrupted, K) / cells.clamp(min=1)
+    return chained_nats(model, rows, ids, corrupted, K) / cells.clamp(min=1)
 
 
 def model_loss(model, ids, closes, generators, done, recipe):

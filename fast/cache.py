@@ -6,8 +6,9 @@ Letters in shape comments: n rows of a pass, S rows that it sees, H heads, C hea
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-from layers import CLEAN, Rows, attend, rotary, sees
+from layers import CLEAN, Rows, rotary, sees
 
 
 class Buffer:
@@ -57,11 +58,13 @@ class CachedView(NamedTuple):
 
     def attend(self, q, k, v, depth):
         """q, k, v (1, H, n, C) of layer number `depth` -> (1, H, n, C)."""
-        keys, values = self.past[depth]
-        n = q.shape[2]
-        keys[:, :, -n:] = k
-        values[:, :, -n:] = v
-        return attend(q, keys, values, self.mask)
+        return self.attend_kept(q, torch.stack([k, v]), depth)
+
+    def attend_kept(self, q, kv, depth):
+        """As attend, keys and values in one: kv (2, 1, H, n, C)."""
+        past = self.past[depth]
+        past[..., -q.shape[2] :, :] = kv
+        return F.scaled_dot_product_attention(q, past[0], past[1], self.mask)
 
 
 class Cache(Buffer):

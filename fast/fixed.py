@@ -28,7 +28,7 @@ from fast.graphs import Graphs
 from fast.lean import PlainDecoder
 from fast.stream import Stream
 from layers import CLEAN, Rows, attend, sees
-from model import LEAD
+from model import LEAD, ChainedBlock
 from patcher import entropy
 
 CACHES = ("entropy_cache", "encoder_cache", "global_cache", "decoder_cache", "latent_cache")
@@ -245,33 +245,37 @@ class FixedDecoder(PlainDecoder):
         self.rows = weight.new_zeros(c.block_size, c.width)
         self.states = weight.new_zeros(1 + c.block_size, c.chain_width)
 
-    def chained(self, rows):
-        """As model.LocalDecoder. Only one block at a time."""
+    def chained(self, encoder, rows, text):
+        """As BLT. Only one block at a time."""
         self.rows[: len(rows)] = rows
-        return FixedBlock(self)
+        return FixedBlock(encoder, self, rows, text)
 
-    def cell(self, ints):
-        """[id before it, number of the cell] -> the cell's logits (1, V)."""
-        before, number = ints.view(2, 1)
+    def cell(self, ints, encoder):
+        """[number of the cell, the ids before it] -> the cell's logits (1, V)."""
+        number = ints[:1]
+        ids = ints[None, 1:]
         row = self.rows.index_select(0, number)
         state = self.states.index_select(0, number)
-        row, state = self.decoder.chain(row[None], before[None], state[None])
+        grams = encoder.grams(ids)
+        row, state = self.decoder.chain(row[None], ids[:, -1:], grams, state[None])
         self.states.index_copy_(0, number + 1, state[0])
         return self.head(row)[0]
 
 
-class FixedBlock:
-    """As model.ChainedBlock."""
+class FixedBlock(ChainedBlock):
+    """As model.ChainedBlock, by a captured pass for each cell."""
 
-    def __init__(self, decoder):
-        self.decoder = decoder
+    def __init__(self, *parts):
+        super().__init__(*parts)
         self.number = 0
+        self.cell = functools.partial(self.decoder.cell, encoder=self.encoder)
 
-    def logits(self, before):
-        """The id before the next cell -> that cell's logits (1, V)."""
-        logits = self.decoder.graphs.run("cell", self.decoder.cell, [before, self.number])
+    def logits(self):
+        """As model.ChainedBlock."""
+        ints = [self.number, *self.behind[-LEAD - 1 :]]
         self.number += 1
-        return logits.clone()
+        # The next replay writes to the same memory.
+        return self.decoder.graphs.run("cell", self.cell, ints).clone()
 
 
 def fixed(fast_model):

@@ -12,8 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layers import Layer, rotate
+from data import PAD
+from fast.cache import CachedView
+from layers import Layer
+from model import HASH_PRIME, LEAD, NGRAMS, ChainedBlock
 from patcher import Patcher
+
+# What a byte is multiplied by in the hash of an n-gram, n = 1..8, that it ends
+POWERS = [HASH_PRIME ** (n - 1) for n in range(1, LEAD + 2)]
 
 
 def unit(x, floor):
@@ -40,6 +46,13 @@ def turned(weight, gain=1.0):
     gain (in,): of the norm in front.
     """
     return nn.Parameter((weight * gain).t().contiguous())
+
+
+def turn(x, rope):
+    """layers.rotate in place: queries and keys x (N, 2, H, C)."""
+    cos, sin = rope
+    rolled = x.roll(x.shape[-1] // 2, -1)
+    x.mul_(cos).addcmul_(rolled, sin)
 
 
 class LeanNorm(nn.Module):
@@ -69,17 +82,21 @@ class LeanLayer(nn.Module):
         self.down = turned(layer.down.weight)
 
     def forward(self, x, view):
-        """As layers.Layer: x (B, N, D) -> (B, N, D)."""
-        B, N, D = x.shape
-        x = x.view(-1, D)
-        qkv = torch.mm(unit(x, self.floor), self.qkv).view(B, N, 3, self.heads, -1)
-        # each (B, H, N, C)
-        q, k = rotate(qkv[:, :, :2], view.rope).permute(2, 0, 3, 1, 4).unbind(0)
-        y = view.attend(q, k, qkv[:, :, 2].transpose(1, 2), self.depth)
-        # (B, H, N, C) -> (B N, D)
-        x = torch.addmm(x, y.transpose(1, 2).reshape(-1, D), self.out)
+        """As layers.Layer, of one text: x (1, N, D) -> (1, N, D)."""
+        _, N, D = x.shape
+        x = x[0]
+        qkv = torch.mm(unit(x, self.floor), self.qkv).view(N, 3, self.heads, -1)
+        turn(qkv[:, :2], view.rope)
+        # (N, 3, H, C) -> q (1, H, N, C), keys and values (2, 1, H, N, C)
+        qkv = qkv.permute(1, 2, 0, 3)[:, None]
+        if isinstance(view, CachedView):
+            y = view.attend_kept(qkv[0], qkv[1:], self.depth)
+        else:
+            y = view.attend(*qkv, self.depth)
+        # (1, H, N, C) -> (N, D)
+        x = torch.addmm(x, y[0].transpose(0, 1).reshape(N, D), self.out)
         gate, up = torch.mm(unit(x, self.floor), self.gate_up).chunk(2, -1)
-        return torch.addmm(x, F.silu(gate).mul_(up), self.down).view(B, N, D)
+        return torch.addmm(x, F.silu(gate).mul_(up), self.down)[None]
 
 
 # ---- decoders whose latents a Buffer keeps
@@ -95,6 +112,7 @@ class PlainDecoder(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.head = decoder.head
+        self.chain = decoder.chain
         config = decoder.config
         self.latent_shape = 1, config.patch_vectors, 2 * config.width
 
@@ -110,9 +128,9 @@ class PlainDecoder(nn.Module):
             reads = torch.zeros_like(ids)
         return self.decoder(ids, keys, reads, view, states)
 
-    def chained(self, rows):
-        """As model.LocalDecoder."""
-        return self.decoder.chained(rows)
+    def chained(self, encoder, rows, text):
+        """As BLT."""
+        return ChainedBlock(encoder, self, rows, text)
 
 
 class LeanDecoder(nn.Module):
@@ -187,9 +205,9 @@ class LeanDecoder(nn.Module):
             x = layer(x, view)
         return self.norm(x)
 
-    def chained(self, rows):
-        """As model.LocalDecoder."""
-        return LeanChainedBlock(self.chain, rows)
+    def chained(self, encoder, rows, text):
+        """As BLT."""
+        return LeanChainedBlock(self.chain, encoder, rows, text)
 
 
 class LeanChain(nn.Module):
@@ -199,9 +217,10 @@ class LeanChain(nn.Module):
         super().__init__()
         chain = decoder.chain
         self.size = chain.out.in_features  # S, of its state
-        of_row, of_byte = chain.gru.weight_ih_l0.chunk(2, 1)  # (3 S, D) each
+        of_row, of_byte, of_grams = chain.gru.weight_ih_l0.chunk(3, 1)  # (3 S, D) each
         self.of_row = turned(of_row)  # (D, 3 S)
         self.of_byte = nn.Parameter(chain.embed.weight @ of_byte.T)  # (V, 3 S)
+        self.of_grams = nn.Parameter(of_grams.clone())  # (3 S, D)
         self.of_state = nn.Parameter(chain.gru.weight_hh_l0.clone())  # (3 S, S)
         self.head = decoder.head
         self.to_logits = nn.Parameter(decoder.head.weight @ chain.out.weight)  # (V, S)
@@ -210,17 +229,40 @@ class LeanChain(nn.Module):
 class LeanChainedBlock:
     """As model.ChainedBlock. What depends on no byte is multiplied out once a block."""
 
-    def __init__(self, chain, rows):
+    def __init__(self, chain, encoder, rows, text):
         self.chain = chain
+        self.tables = encoder.hashes.weight
+        self.table_size = encoder.config.ngram_table_size
         self.plain = iter(chain.head(rows))  # (V,) of each cell
         self.inputs = iter(rows @ chain.of_row)  # (3 S,) of each cell
         self.state = rows.new_zeros(chain.size)
+        # Of the last n ids, n = 0..8: the sums that their entries are made of
+        self.sums = [0] * (LEAD + 2)
+        for id_ in ([PAD] * LEAD + text)[-LEAD - 1 :]:
+            self.take(id_)
 
-    def logits(self, before):
-        """The id before the next cell -> that cell's logits (1, V)."""
+    def take(self, byte):
+        """As model.ChainedBlock."""
+        self.byte = byte
+        # An n-gram is the one of n - 1 before it and this byte.
+        sums = zip(self.sums, POWERS)
+        self.sums = [0, *(before + byte * power for before, power in sums)]
+
+    def grams(self):
+        """model.LocalEncoder.grams of the last byte, (D,)."""
+        entries = []
+        for i, n in enumerate(NGRAMS):
+            wrapped = (self.sums[n] + 2**63) % 2**64 - 2**63  # as int64 is
+            entries.append(i * self.table_size + wrapped % self.table_size)
+        entries = torch.tensor([entries], device=self.tables.device)
+        return F.embedding_bag(entries, self.tables, mode="sum")[0]
+
+    def logits(self):
+        """As model.ChainedBlock."""
         chain = self.chain
         S = chain.size
-        x = next(self.inputs) + chain.of_byte[before]
+        x = next(self.inputs) + chain.of_byte[self.byte]
+        x = torch.addmv(x, chain.of_grams, self.grams())
         h = torch.mv(chain.of_state, self.state)
         # As nn.GRU: gates reset and update, then the new state, (S,) each
         reset, update = torch.sigmoid(x[: 2 * S] + h[: 2 * S]).chunk(2)
@@ -265,6 +307,10 @@ class FastModel(nn.Module):
     def device(self):
         """Where the weights lie."""
         return self.decoder.head.weight.device
+
+    def chained(self, rows, text):
+        """As BLT."""
+        return self.decoder.chained(self.encoder, rows, text)
 
     def sizes(self):
         """Parameters by part, those of the model that was folded: Eq. 8 is about that one."""

@@ -183,10 +183,11 @@ class Stream:
         """One pass of the entropy model over the next ids -> (signals, entropies), lists."""
         first = self.length
         before = (self.at(first - 1).id, self.at(first - 1).entropy) if first else None
-        H = torch.zeros(len(ids))
         if self.patcher.needs_entropy:
             H = self.entropy_pass(first, ids).cpu()
             self.counters.entropy += 1
+        else:
+            H = torch.zeros(len(ids))
         return self.patcher.signals(torch.tensor(ids), H, before).tolist(), H.tolist()
 
     def entropy_pass(self, first, ids):

@@ -72,11 +72,10 @@ def encoder_global_pass(stream, low, high, old, new):
 def draw_cells(model, rows):
     """Draw the cells of a block with the chained head, greedily. rows (n, D): the decoder's."""
     sampling = Sampling()
-    cells = model.decoder.chained(rows)
-    before = ANY
+    cells = model.chained(rows, [ANY])
     for _ in range(len(rows)):
-        q = distribution(cells.logits(before), sampling)
-        before = draw(q, sampling)[0]
+        q = distribution(cells.logits(), sampling)
+        cells.take(draw(q, sampling)[0])
 
 
 @torch.inference_mode()

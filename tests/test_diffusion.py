@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import FAST, count_passes, fast_of, make_models, plain_of, random_ids
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
@@ -33,7 +34,7 @@ from generate import Prefix, Sampling, ban, distribution
 from layers import CLEAN, Rows, mask_of, sees
 from measure import ideas
 from measure.quality import masked_accuracy
-from model import Blocks, ChainedBlock
+from model import LEAD, Blocks
 from support.generation import Counters, Watch
 from support.presets import RECIPES, Recipe
 from support.terminal import BadInput
@@ -488,6 +489,7 @@ def test_the_chained_loss_equals_a_slow_loop(drafts):
     ids, closes, corrupted = text_and_blocks(patcher, n=40, recipe=recipe, seed=7, rows=2)
     blocks = corrupted.blocks
     rows = model.rows(ids[:, :-1], closes, blocks)[:, 40:]
+    grams = model.encoder.grams(F.pad(ids, (LEAD, 0)))
     nats = 0.0
     whole = 0
     for b, _, last in each_block(corrupted, width):
@@ -498,12 +500,14 @@ def test_the_chained_loss_equals_a_slow_loop(drafts):
         state = torch.zeros(1, 1, 6, dtype=torch.float64)
         for c in cells:
             position = int(blocks.positions[b, c])
-            x = torch.cat([rows[b, c], decoder.chain.embed(ids[b, position - 1])])
+            x = torch.cat(
+                [rows[b, c], decoder.chain.embed(ids[b, position - 1]), grams[b, position - 1]]
+            )
             out, state = decoder.chain.gru(x[None, None], state)
             logits = decoder.head(rows[b, c] + decoder.chain.out(out[0, 0]))
             nats -= logits.log_softmax(-1)[ids[b, position]].item()
     assert 3 < whole < corrupted.targets.shape[1] // width * 2
-    assert chained_nats(decoder, rows, ids, corrupted, K).item() == pytest.approx(nats, rel=1e-6)
+    assert chained_nats(model, rows, ids, corrupted, K).item() == pytest.approx(nats, rel=1e-6)
     losses = losses_of(model, ids, closes, corrupted, recipe)
     assert losses.chained.item() == pytest.approx(nats, rel=1e-6)
     others = slow_losses(model, ids, closes, corrupted, width)
@@ -514,23 +518,42 @@ def test_the_chained_loss_equals_a_slow_loop(drafts):
     assert alone.item() == pytest.approx(nats / (K * whole), rel=1e-6)
 
 
-@pytest.mark.parametrize("seed, K, width", [(0, 1, 6), (1, 4, 6), (2, 8, 20)])
+def cells_behind(model, rows, text, ids):
+    """Logits (K, V) of the cells of a block with rows (K, D), all at once: behind a text, and with
+    the ids that stand in the block.
+    """
+    known = torch.tensor([text + ids[: len(rows) - 1]])
+    grams = model.encoder.grams(F.pad(known, (LEAD, 0)))
+    K = len(rows)
+    whole, _ = model.decoder.chain(rows[None], known[:, -K:], grams[:, -K:])
+    return model.decoder.head(whole)[0]
+
+
+CELLS = [(0, 1, 6, 1), (1, 4, 6, 5), (2, 8, 20, 12)]
+
+
+@pytest.mark.parametrize("seed, K, width, before", CELLS)
 @torch.no_grad()
-def test_cells_drawn_one_by_one_are_those_of_the_training_forward(seed, K, width):
-    """model.ChainedBlock, and its folded form, against layers.ChainedHead over whole blocks."""
+def test_cells_drawn_one_by_one_are_those_of_the_training_forward(seed, K, width, before):
+    """model.ChainedBlock, and its folded form, against layers.ChainedHead over whole blocks.
+
+    Behind texts that are shorter than an n-gram too.
+    """
     model, patcher = make_models(seed, chain_width=width)
-    decoder = model.decoder
     rows = torch.randn(K, 32, dtype=torch.float64)
-    ids = random_ids(K + 1, seed).tolist()
-    whole, _ = decoder.chain(rows[None], torch.tensor([ids[:-1]]))
-    expected = decoder.head(whole)[0]
-    folded = fast_of(model, patcher).model.decoder
-    assert isinstance(folded.chained(rows), LeanChainedBlock)
+    ids = random_ids(before + K, seed).tolist()
+    expected = cells_behind(model, rows, ids[:before], ids[before:])
+    folded = fast_of(model, patcher).model
+    assert isinstance(folded.chained(rows, ids), LeanChainedBlock)
     for name, block in (
-        ("model.ChainedBlock", ChainedBlock(decoder, rows)),
-        ("fast.lean.LeanChainedBlock", folded.chained(rows)),
+        ("model.ChainedBlock", model.chained(rows, ids[:before])),
+        ("fast.lean.LeanChainedBlock", folded.chained(rows, ids[:before])),
     ):
-        logits = torch.cat([block.logits(before) for before in ids[:-1]])
+        logits = []
+        for id_ in ids[before:]:
+            logits.append(block.logits())
+            block.take(id_)
+        logits = torch.cat(logits)
         said = f"{name} does not follow layers.ChainedHead.forward"
         assert torch.allclose(logits, expected, atol=1e-9), said
 
@@ -550,7 +573,7 @@ class Given:
 def chained_cells(model, rows, sampling, threshold=0.0):
     """chain_block over given rows (K, D), behind the id 110 -> ids, q."""
     state = Given(model, rows)
-    ids, q = chain_block(state, [], 110, len(rows), threshold, sampling, Watch())
+    ids, q = chain_block(state, [], [110], len(rows), threshold, sampling, Watch())
     assert state.counters.chain == len(ids) == len(q)
     return ids, q
 
@@ -559,12 +582,10 @@ def chained_cells(model, rows, sampling, threshold=0.0):
 def test_a_chained_block_is_drawn_from_what_it_says():
     """Each cell from the distribution with those before it known."""
     model, _ = make_models(1, chain_width=6)
-    decoder = model.decoder
     rows = torch.randn(6, 32, dtype=torch.float64)
     for sampling in (Sampling(0.9, 0.8), Sampling(1.0, ignore_eos=True), Sampling()):
         ids, q = chained_cells(model, rows, sampling)
-        whole, _ = decoder.chain(rows[None], torch.tensor([[110, *ids[:-1]]]))
-        p = distribution(decoder.head(whole)[0], sampling)
+        p = distribution(cells_behind(model, rows, [110], ids), sampling)
         assert torch.allclose(q, p, atol=1e-9)
         if sampling.temperature:
             assert (q[range(6), ids] > 0).all()
@@ -576,11 +597,9 @@ def test_a_chained_block_is_drawn_from_what_it_says():
 def test_a_chained_draft_stops_where_it_is_unsure():
     """Behind the first cell at which the probabilities together fall below the threshold."""
     model, _ = make_models(1, chain_width=6)
-    decoder = model.decoder
     rows = torch.randn(8, 32, dtype=torch.float64)
     whole, _ = chained_cells(model, rows, Sampling())
-    chained, _ = decoder.chain(rows[None], torch.tensor([[110, *whole[:-1]]]))
-    sure = ban(decoder.head(chained)[0], Sampling()).softmax(-1).amax(-1).cumprod(0)
+    sure = ban(cells_behind(model, rows, [110], whole), Sampling()).softmax(-1).amax(-1).cumprod(0)
     lengths = []
     for threshold in (0.0, *(sure * 1.01).tolist()):
         ids, _ = chained_cells(model, rows, Sampling(), threshold)
