@@ -19,7 +19,6 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from data import default_corpus, encode
-from diffusion import SIZES
 from fast.load import load
 from generate import Sampling
 from measure.modes import check_drafting, state_for
@@ -33,6 +32,7 @@ from support.flags import Only, add_checkpoint, add_sampling
 from support.generation import Counters, Generation
 from support.hardware import choose_device
 from support.pictures import to_write
+from support.presets import BLOCK_SIZES
 from support.terminal import BadInput, Column, Parser, print_rows, read_file, run, table_of
 
 # ---- Eq. 8
@@ -286,7 +286,7 @@ def settings_of(model):
         settings.append(Setting("blts", f"k={k}", Drafting(draft_size=k)))
     settings.append(Setting("lookup", "k=8", Drafting(draft_size=8)))
     # A model fills blocks up to the size that it was trained for, and a plain BLT none.
-    for K in SIZES:
+    for K in BLOCK_SIZES:
         if K > model.config.block_size:
             break
         for mode, draftings in APPENDIX.items():

@@ -12,20 +12,17 @@ with draft rows), V vocabulary, D width, t noise level.
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from data import MASK, PAD
-from generate import Output, Sampling, ban, distribution, draw
+from generate import Output, Sampling, ban, distribution, draw, sureness
 from model import LEAD, Blocks
 from support.generation import Watch
 from support.hardware import sent
 from support.terminal import BadInput
-
-SIZES = (4, 8, 16, 32)
 
 # ---- training: where blocks start, and what they hide
 
@@ -120,21 +117,14 @@ def make_blocks(ids, closes, recipe, generators):
     inside = positions <= N
     bytes_there = ids.gather(1, positions.clamp(max=N).flatten(1)).view_as(positions)
     targets = ids.gather(1, told.clamp(max=N).flatten(1)).view_as(positions)
-    counts = (told <= N) & wanted[..., None] & (hidden | draft)
-
-    def flat(rows):
-        # (B, blocks, rows of a block) -> (B, P)
-        return rows.flatten(1)
-
-    blocks = Blocks(
-        ids=flat(torch.where(hidden | ~inside, MASK, bytes_there)),
-        positions=flat(positions),
-        starts=flat(starts[..., None].expand_as(positions)),
-        draft=flat(draft),
-    )
-    weight = torch.where(draft, 1.0, 1 / t)
     targets = torch.where(told <= N, targets, PAD)
-    return Corrupted(blocks, flat(targets), flat(counts), flat(weight))
+    counts = (told <= N) & wanted[..., None] & (hidden | draft)
+    weight = torch.where(draft, 1.0, 1 / t)
+    given = torch.where(hidden | ~inside, MASK, bytes_there)
+    starts = starts[..., None].expand_as(positions)
+    # each (B, blocks, rows of a block) -> (B, P)
+    blocks = Blocks(*(rows.flatten(1) for rows in (given, positions, starts, draft)))
+    return Corrupted(blocks, *(rows.flatten(1) for rows in (targets, counts, weight)))
 
 
 class Losses(NamedTuple):
@@ -190,8 +180,7 @@ def chained_nats(model, rows, ids, corrupted, K):
     rows (B, P, D): the decoder's last ones, of blocks. ids (B, N + 1). -> nats
     """
     # (B, P): the byte before each row, and the n-grams that end with it (B, P, D)
-    last = ids.shape[1] - 1
-    place = (corrupted.blocks.positions - 1).clamp(max=last)
+    place = (corrupted.blocks.positions - 1).clamp(max=ids.shape[1] - 1)
     before = ids.gather(1, place)
     of_text = model.encoder.grams(F.pad(ids, (LEAD, 0)))
     grams = of_text.gather(1, place[..., None].expand(-1, -1, of_text.shape[2]))
@@ -246,15 +235,11 @@ UNMASK = {"confidence": confidence, "entropy": entropy_bounded, "one-step": one_
 RULES = (*UNMASK, "chained")
 
 
-@dataclass
-class Unmask:
+class Unmask(NamedTuple):
     """One of RULES and its threshold: α of confidence and chained, γ of entropy."""
 
     rule: str = "confidence"
     threshold: float | None = 0.7
-
-    def __call__(self, p, masked):
-        return UNMASK[self.rule](p, masked, self.threshold)
 
 
 # ---- generation: one block
@@ -271,7 +256,8 @@ def denoise(state, decided, size, unmask, sampling, watch):
         rows = state.peek(decided, ids.tolist())[-size:]
         logits = state.model.decoder.head(rows).cpu()
         q = distribution(logits, sampling)
-        pick = unmask(torch.softmax(ban(logits.float(), sampling), -1), masked)
+        p = torch.softmax(ban(logits.float(), sampling), -1)
+        pick = UNMASK[unmask.rule](p, masked, unmask.threshold)
         ids = torch.where(pick, torch.tensor(draw(q, sampling)), ids)
         masked = masked & ~pick
         watch.step(ids.tolist(), masked.tolist())
@@ -295,9 +281,7 @@ def chain_block(state, decided, text, size, threshold, sampling, watch):
         byte = draw(q[-1], sampling)[0]
         cells.take(byte)
         ids.append(byte)
-        # A greedy `distribution` holds logits.
-        p = q[-1][0] if sampling.temperature else q[-1][0].softmax(-1)
-        together *= p[byte].item()
+        together *= sureness(q[-1], byte, sampling)
     state.counters.chain += len(ids)
     watch.step(ids, [False] * len(ids))
     return ids, torch.cat(q)

@@ -21,7 +21,6 @@ fast/load.py compares the two whenever a checkpoint is loaded, tests/test_stream
 Letters in shape comments: n rows of logits, K block size, V vocabulary, D width.
 """
 
-import functools
 import math
 import time
 from collections import Counter
@@ -29,10 +28,12 @@ from dataclasses import dataclass
 
 import torch
 
-from data import BOS, EOS, MASK, PAD, VOCAB
+from data import BOS, EOS, MASK, PAD
 from model import Blocks
 from support.generation import Counters, Generation, Watch
 from support.hardware import synchronize
+
+NO_OUTPUT = torch.tensor([PAD, BOS, MASK, EOS])  # ids that are no bytes; the last ends a text
 
 
 @dataclass
@@ -49,18 +50,10 @@ class Sampling:
         self.generator = torch.Generator().manual_seed(self.seed)
 
 
-@functools.cache
-def penalties(ignore_eos):
-    """What bans ids that are no output when it is added to logits, (V,)."""
-    banned = [PAD, BOS, MASK]
-    if ignore_eos:
-        banned.append(EOS)
-    return torch.zeros(VOCAB).index_fill(0, torch.tensor(banned), -math.inf)
-
-
 def ban(logits, sampling):
     """Logits (..., V) without the ids that are no output: PAD, BOS, MASK, and EOS if ignored."""
-    return logits + penalties(sampling.ignore_eos).to(logits)
+    banned = NO_OUTPUT if sampling.ignore_eos else NO_OUTPUT[:-1]
+    return logits.index_fill(-1, banned.to(logits.device), -math.inf)
 
 
 def distribution(logits, sampling):
@@ -92,6 +85,12 @@ def draw(p, sampling):
     mass = p.cumsum(-1, dtype=torch.float64)
     chance = torch.rand(len(p), 1, dtype=torch.float64, generator=sampling.generator)
     return torch.searchsorted(mass, chance * mass[:, -1:], right=True)[:, 0].tolist()
+
+
+def sureness(p, id_, sampling):
+    """The probability of an id by one row of `distribution` (1, V), which if greedy is logits."""
+    p = p[0] if sampling.temperature else p[0].softmax(-1)
+    return p[id_].item()
 
 
 # ---- the plain state

@@ -27,9 +27,7 @@ class Rows(NamedTuple):
 
     position: torch.Tensor  # of its byte (or patch) in the text
     start: torch.Tensor  # first position of its block; CLEAN for a row of the text itself
-    draft: (
-        torch.Tensor
-    )  # bool: a byte of a block that is read from left to right, no diffusion cell
+    draft: torch.Tensor  # bool: a byte of a block that is read from left to right, no cell
 
     @classmethod
     def clean(cls, n, device):

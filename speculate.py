@@ -18,7 +18,7 @@ import torch
 
 from data import EOS
 from diffusion import Unmask, check_block_size, fill_block, generate_bltd
-from generate import Output, Sampling, distribution, draw, generate
+from generate import Output, Sampling, distribution, draw, generate, sureness
 from support.generation import Watch
 from support.ngrams import LastPlaces
 
@@ -97,18 +97,25 @@ class Drafter(Protocol):
 
 @dataclass
 class SelfDrafter:
-    """BLT-S: the decoder alone goes on, byte by byte, past patch boundaries, on the last latent."""
+    """BLT-S: the decoder alone goes on, byte by byte, past patch boundaries, on the last latent.
+
+    With a threshold above 0 it stops where chain_block does; the paper's drafts are all as long.
+    """
 
     size: int  # k
+    threshold: float
     sampling: Sampling
 
     def draft(self, state, text, limit):
         behind = text[-1:]  # what the state has not taken in: the decided byte, then the draft
         q = []
-        while len(q) < min(self.size, limit) and EOS not in behind:
+        together = 1.0
+        while len(q) < min(self.size, limit) and together >= self.threshold and EOS not in behind:
             logits = state.model.decoder.head(state.peek(behind)[-1:])
             q.append(distribution(logits, self.sampling))
             behind = behind + draw(q[-1], self.sampling)
+            if self.threshold:
+                together *= sureness(q[-1], behind[-1], self.sampling)
         return Draft(behind[1:], torch.cat(q) if q else None)
 
 
@@ -174,10 +181,10 @@ class CopyOrBlock:
 # ---- the verified modes. state: a new one; prompt: list of ids without BOS -> Generation
 
 
-def generate_blts(state, prompt, max_bytes, *, draft_size, sampling=None, watch=None):
-    """BLT-S: self-drafts of `draft_size` bytes."""
+def generate_blts(state, prompt, max_bytes, *, draft_size, alpha=0.0, sampling=None, watch=None):
+    """BLT-S: self-drafts of `draft_size` bytes, or until they are together less probable than α."""
     sampling = sampling or Sampling()
-    drafter = SelfDrafter(draft_size, sampling)
+    drafter = SelfDrafter(draft_size, alpha, sampling)
     return speculate(state, prompt, max_bytes, drafter, sampling, watch or Watch())
 
 
@@ -214,7 +221,7 @@ class Drafting:
     draft_size: int | None = None  # k of blts and lookup
     block_size: int | None = None  # K of bltd and bltdv
     unmask: str | None = None  # how a block is filled, one of diffusion.RULES
-    alpha: float | None = None  # threshold of confidence, and of a chained draft
+    alpha: float | None = None  # threshold of confidence, of chained drafts and of self-drafts
     gamma: float | None = None  # nats of entropy that a step may unmask
     copy: int | None = None  # bytes that bltdv copies where the text repeats
 
@@ -232,7 +239,7 @@ class Mode:
 
 MODES = {
     "blt": Mode(generate, {}),
-    "blts": Mode(generate_blts, {"draft_size": 8}, verified=True, paper_calls=2),
+    "blts": Mode(generate_blts, {"draft_size": 8, "alpha": 0.0}, verified=True, paper_calls=2),
     "bltd": Mode(
         generate_bltd,
         {"block_size": None, "unmask": "confidence", "alpha": None, "gamma": 1.0},

@@ -4,7 +4,6 @@ Written atomically, loaded as plain data, and checked before anything is made of
 """
 
 import contextlib
-import glob
 import mmap
 import os
 import shlex
@@ -19,6 +18,7 @@ from support.terminal import BadInput, Interrupt, check_regular, check_writable
 
 FORMAT, VERSION = "fast-blt", 2
 DEFAULT = "checkpoint.pt"
+SHIPPED = "stories.pt"  # the project's own, in checkpoints/
 # What every file has; the model is None while the patcher is trained.
 FORM = dict.fromkeys(("config", "patcher_config", "patcher", "results"), dict)
 FORM["model"] = dict | type(None)
@@ -194,5 +194,5 @@ def find(path=None):
     if path or os.path.exists(DEFAULT):
         return path or DEFAULT
     project = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    shipped = sorted(glob.glob(os.path.join(project, "checkpoints", "*.pt")))
-    return shipped[0] if shipped else DEFAULT
+    shipped = os.path.join(project, "checkpoints", SHIPPED)
+    return shipped if os.path.exists(shipped) else DEFAULT

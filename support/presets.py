@@ -57,6 +57,7 @@ class Recipe:
             raise BadInput(f"--cells-per-byte 0 puts a block at every start there may be: {advice}")
 
 
+BLOCK_SIZES = (4, 8, 16, 32)  # K that a model may be trained with
 # What differs from the defaults, which are ours. The paper: blocks at every patch start from the
 # first step on, one t ~ U(0, 1) a sequence. Its 1/t has no bound; here it stays below 1000, and a
 # cell's expected weight 1.

@@ -15,6 +15,7 @@ import diffusion
 from bandwidth import gigabytes_of
 from data import BOS, EOS, MASK, PAD, Crops, document_ids
 from diffusion import (
+    UNMASK,
     Corrupted,
     Unmask,
     chain_block,
@@ -736,7 +737,7 @@ def slow_twin(model, patcher, prompt, budget, K, unmask):
             with torch.no_grad():
                 logits = model(ids[None], closes[None], blocks)[0, -K:]
             logits = ban(logits.float(), ENDLESS)
-            pick = unmask(logits.softmax(-1), masked)
+            pick = UNMASK[unmask.rule](logits.softmax(-1), masked, unmask.threshold)
             cells = torch.where(pick, logits.argmax(-1), cells)
             masked = masked & ~pick
         text += cells.tolist()

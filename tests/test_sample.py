@@ -460,7 +460,7 @@ def test_of_several_modes_each_gets_what_it_reads():
     given = Drafting(draft_size=3, block_size=4, alpha=0.5, copy=2)
     assert check_compared(model, given) == {
         "blt": Drafting(),
-        "blts": Drafting(draft_size=3),
+        "blts": Drafting(draft_size=3, alpha=0.5),
         "bltd": Drafting(block_size=4, alpha=0.5),
         "bltdv": Drafting(block_size=4, alpha=0.5, copy=2),
         "lookup": Drafting(draft_size=3),

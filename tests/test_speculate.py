@@ -178,7 +178,7 @@ def test_eos_and_the_byte_budget_hold_to_the_byte():
     models = make_models(4, block_size=8, chain_width=6)
     head = models[0].decoder.head.weight
     with torch.no_grad():
-        head[EOS] = head[104] * 1.3
+        head[EOS] = head[104] * 1.8
     machine = fast_of(*models)
     ended = []
     for prompt in range(100, 103):
@@ -620,11 +620,33 @@ def test_no_drafter_drafts_more_than_it_may(limit):
     text = [BOS, *encode(b"the the the the ")]
     state = fast_of(*make_models(0, block_size=8, chain_width=6)).state()
     state.extend(text[:-1])
-    drafters = [SelfDrafter(8, ENDLESS), LookupDrafter(8)]
+    drafters = [SelfDrafter(8, 0.0, ENDLESS), LookupDrafter(8)]
     drafters += [BlockDrafter(8, rule, ENDLESS) for rule in (ONE_STEP, CONFIDENCE, CHAINED)]
     drafters.append(speculating.CopyOrBlock(LookupDrafter(8), drafters[-1]))
     for drafter in drafters:
         assert len(drafter.draft(state, text, limit).ids) <= limit, drafter
+
+
+@pytest.mark.parametrize("sampling", [ENDLESS, Sampling(0.8, 0.9, ignore_eos=True, seed=3)])
+@torch.inference_mode()
+def test_a_self_draft_stops_where_it_is_unsure(sampling):
+    """Behind the first byte with which all of them are less probable than the threshold."""
+    text = [BOS, *encode(b"once upon")]
+
+    def drafted(threshold):
+        state = fast_of(*make_models(0)).state()
+        state.extend(text[:-1])
+        again = replace(sampling)  # with the same draws
+        return SelfDrafter(12, threshold, again).draft(state, text, 99)
+
+    ids, q = drafted(0.0)
+    assert len(ids) == 12
+    p = q if sampling.temperature else q.softmax(-1)
+    together = p[range(12), ids].cumprod(0)
+    for threshold in (1.0, *(together * 1.01).tolist()[:-1]):
+        shorter, of_them = drafted(threshold)
+        assert len(shorter) == 1 + int((together >= threshold).sum()) == len(of_them)
+        assert shorter == ids[: len(shorter)]
 
 
 @pytest.mark.parametrize("rule", [None, ONE_STEP, CONFIDENCE, CHAINED])
@@ -637,9 +659,9 @@ def test_a_draft_ends_at_its_eos(rule):
     def drafted():
         state = fast_of(model, patcher).state()
         state.extend(text[:-1])
-        drafter = SelfDrafter(8, Sampling())
+        drafter = SelfDrafter(8, 0.0, Sampling())
         if rule:
-            drafter = BlockDrafter(8, replace(rule, threshold=0.0), Sampling())
+            drafter = BlockDrafter(8, rule._replace(threshold=0.0), Sampling())
         return drafter.draft(state, text, 99).ids
 
     ids = drafted()

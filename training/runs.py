@@ -12,14 +12,14 @@ import torch
 from tqdm import tqdm
 
 from data import Corpus, corpus_of
-from diffusion import SIZES, check_block_size
+from diffusion import check_block_size
 from fast.load import model_from, patcher_from
 from model import BLT, BLTConfig
 from patcher import KINDS, Patcher, PatcherConfig
 from support import checkpoint
 from support.flags import refuse_changes, training_parser
 from support.hardware import choose_dtype
-from support.presets import RECIPES, Recipe, TrainingSettings
+from support.presets import BLOCK_SIZES, RECIPES, Recipe, TrainingSettings
 from support.terminal import BadInput, escaped
 from training.boundaries import Boundaries
 from training.distributed import join, processes, rank, same, whole
@@ -248,7 +248,7 @@ def say_saved(run):
 
 # ---- what is asked for
 
-PARSER = training_parser(PRESETS, (0, *SIZES), RECIPES, KINDS, OPTIMIZERS)
+PARSER = training_parser(PRESETS, (0, *BLOCK_SIZES), RECIPES, KINDS, OPTIMIZERS)
 
 
 def defaults(preset, recipe, optimizer):
