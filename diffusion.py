@@ -37,6 +37,7 @@ class Corrupted(NamedTuple):
     targets: torch.Tensor  # of a cell the byte itself, of a draft row the next; PAD past the end
     counts: torch.Tensor  # bool: the row has a target, and is hidden if it is a cell
     weight: torch.Tensor  # 1/t of a cell's block, 1 of a draft row
+    width: int  # rows of each block
 
 
 def draw_noise(N, recipe, generator):
@@ -134,7 +135,7 @@ def make_blocks(ids, closes, recipe, generators):
     )
     weight = torch.where(draft, 1.0, 1 / t)
     targets = torch.where(told <= N, targets, PAD)
-    return Corrupted(blocks, flat(targets), flat(counts), flat(weight))
+    return Corrupted(blocks, flat(targets), flat(counts), flat(weight), positions.shape[2])
 
 
 class Losses(NamedTuple):
@@ -205,8 +206,7 @@ def chained_nats(model, rows, ids, corrupted, K):
 
 def cells_of(rows, corrupted, K):
     """The last K rows of each block: (B, P, ..) -> (B blocks, K, ..)."""
-    width = K + int(corrupted.blocks.draft.any())
-    return rows.unflatten(1, (-1, width)).flatten(0, 1)[:, -K:]
+    return rows.unflatten(1, (-1, corrupted.width)).flatten(0, 1)[:, -K:]
 
 
 def whole_blocks(corrupted, K):

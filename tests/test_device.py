@@ -114,19 +114,20 @@ def test_a_captured_function_must_do_the_same_again(cuda):
 # ---- training
 
 
-def nano_task(device, recipe, optimizer, length=64, batch=2, dtype=torch.float32):
-    """A nano model on a device and what it is trained on."""
+def nano_task(device, recipe, optimizer, dtype=torch.float32, shape=None, **fields):
+    """A nano model on a device and what it is trained on. fields: of the recipe; shape: others."""
     torch.manual_seed(0)
-    recipe = Recipe(**{**RECIPES[recipe], "after": 0.0})
-    shape = {"block_size": recipe.block_size, "chain_width": recipe.chain_width}
+    recipe = Recipe(**{**RECIPES[recipe], "after": 0.0, **fields})
+    known = {"block_size": recipe.block_size, "chain_width": recipe.chain_width}
+    shape = {**known, **(shape or {})}
     model = BLT(replace(PRESETS["nano"].model, **shape)).init_weights().to(device)
     if recipe.chain_only:
         model.requires_grad_(False).decoder.chain.requires_grad_(True)
-    s = replace(PRESETS["nano"].training, batch=batch, length=length, optimizer=optimizer)
+    s = replace(PRESETS["nano"].training, batch=2, length=64, optimizer=optimizer)
     text = random_ids(4000)
     closes = torch.rand(len(text), generator=torch.Generator().manual_seed(0)) < 0.3
     closes[::6] = True
-    crops = train.Crops(text, closes, length, 0)
+    crops = train.Crops(text, closes, s.length, 0)
     # As checkpoints are loaded: training has to ask for training mode
     model.eval()
     loss = functools.partial(train.model_loss, recipe=recipe)
@@ -185,13 +186,29 @@ def test_training_from_the_command_line(cuda, corpus_file, tmp_path, capsys):
     train.main(["--resume", str(tmp_path / "chain.pt"), "--device", "cuda"])
 
 
-@pytest.mark.parametrize("recipe, waits", [("ours", 2), ("paper", 3), ("chain", 7)])
-def test_a_training_step_waits_seldom(recipe, waits, cuda):
-    """Once for loss and norm, once for the number of patches; a wait for each is all that is left.
+DRAFTS = {"draft_weight": 0.5}
+ANY_LENGTH = {"shape": {"max_patch": 0, "byte_states": True}}
 
-    "paper" has as many blocks as patches, and cells of a chained head are cut out of five tensors.
+
+@pytest.mark.parametrize(
+    "recipe, fields, waits",
+    [
+        ("ours", {"block_size": 0}, 2),
+        ("ours", {}, 2),
+        ("ours", {**DRAFTS, "chain_width": 16}, 2),
+        ("paper", {}, 3),
+        ("chain", {}, 2),
+        ("chain", DRAFTS, 2),
+        ("ours", ANY_LENGTH, 3),
+    ],
+)
+def test_a_training_step_waits_seldom(recipe, fields, waits, cuda):
+    """Once for loss and norm, once for the number of patches, which shapes follow from.
+
+    "paper" has as many blocks as patches; patches of any length have a longest one. Guards: a wait
+    whenever cells were cut out of blocks, for whether these begin with a draft row.
     """
-    task = nano_task("cuda", recipe, "adamw")
+    task = nano_task("cuda", recipe, "adamw", **fields)
     trained(task, 1)
     cuda.reset()
     trained(task, 1)

@@ -314,7 +314,7 @@ def test_the_same_crop_in_another_batch_gets_the_same_corruption(changes):
         crops = Crops(torch.cat(documents), closes, 64, seed)
         ids, closed = crops.batch(first, size)
         corrupted = make_blocks(ids, closed, recipe, crops.generators(first, size))
-        blocks, targets, counts, weight = (part for part in corrupted)
+        blocks, targets, counts, weight, _ = corrupted
         found = {first + row: set() for row in range(size)}
         for row, low, high in each_block(corrupted, width):
             if counts[row, low:high].any():
@@ -459,6 +459,7 @@ def test_the_loss_of_a_batch_made_by_hand():
         targets=torch.tensor([[104, 105, 107, PAD]]),
         counts=torch.tensor([[True, False, True, False]]),
         weight=torch.tensor([[2.0, 2.0, 4.0, 4.0]]),
+        width=2,
     )
     logits = model(ids[:, :-1], closes, blocks)[0].log_softmax(-1)
     clean = -sum(logits[i, id_] for i, id_ in enumerate((104, 105, 106, 107)))
