@@ -14,8 +14,9 @@ from device import Device, Held, Mixed
 import train
 from fast.fixed import FixedStream
 from fast.load import Machine, load, prepared
-from fast.patching import closes_of
+from fast.patching import closes_of, entropies_of
 from generate import Prefix, Sampling
+from generate import generate as plain_blt
 from measure.passes import pass_seconds
 from measure.quality import bits_per_byte, identical, masked_accuracy, near_tie, output_bits
 from measure.rounds import PaperPrefix
@@ -26,7 +27,7 @@ from support.generation import Watch
 from support.presets import RECIPES, Recipe
 from training.optim import make_optimizer
 from training.presets import PRESETS
-from training.steps import Task
+from training.steps import Task, count_steps
 
 KINDS = ["cuda", "mps"]
 PROMPT = list(b"a cab fed a cab fed a c")
@@ -173,6 +174,11 @@ def test_training_in_bfloat16_keeps_the_gru_in_float32(cuda):
     assert trained(nano_task("cuda", "chain", "muon", dtype=torch.bfloat16))
 
 
+def test_steps_of_a_chained_head_are_counted_there(cuda):
+    """A loaded model is in eval mode, and they are timed before the loop has changed that."""
+    assert count_steps(nano_task("cuda", "chain", "adamw"), 0.0, after=0.0) == 1
+
+
 def test_training_from_the_command_line(cuda, corpus_file, tmp_path, capsys):
     """Patcher, boundaries, looks, validation and a chained head that is added; then resumed."""
     path = tmp_path / "nano.pt"
@@ -220,6 +226,7 @@ def test_muon_takes_all_matrices_of_a_shape_at_once(cuda):
     """Matrix by matrix its products were more than half of a step's kernels."""
     task = nano_task("cuda", "ours", "muon")
     optimizer = make_optimizer(task.model, task.settings)
+    assert optimizer.parts["muon"].dtype == torch.bfloat16  # the hardware's, not what was timed
     matrices = optimizer.parts["muon"].param_groups[0]["params"]
     cuda.reset()
     trained(task, 1)
@@ -295,10 +302,39 @@ def test_what_is_measured_of_a_model_runs_there(device):
     ]
 
 
-def test_single_passes_are_timed_there(device):
+def test_single_passes_are_timed_there(device, monkeypatch):
+    """Each until it has ended: 5 times in all for 2 that count."""
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
     fast, _, _ = machines(device.place)
     times = pass_seconds(fast, {1, 9}, patches=(1, 2), context=60, repeats=2)
     assert set(times.decoder) == {1, 9} and times.chain
+    parts = (times.decoder, times.patcher, times.encoder_global, times.chain)
+    assert waited == [device.place] * 5 * sum(map(len, parts))
+
+
+def test_the_clock_starts_behind_the_prefill(device, monkeypatch):
+    """Its passes are queued, and a GPU would still work on them."""
+    happened = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: happened.append("waited"))
+
+    class Begins(Watch):
+        def begin(self, state):
+            happened.append("began")
+
+    _, plain, _ = machines(device.place)
+    plain_blt(plain.state(), PROMPT, 1, watch=Begins())
+    assert happened == ["waited", "began"]
+
+
+def test_patches_of_many_documents_are_found_in_few_passes(cuda):
+    """Guards: 0.3 MB of short stories a second on an H100, a document at a time."""
+    _, patcher = make_models(0)
+    patcher.float().to("cuda")
+    passes = []
+    patcher.model.register_forward_hook(lambda *_: passes.append(1))
+    assert len(entropies_of(patcher, [random_ids(60, seed) for seed in range(200)])) == 200
+    assert len(passes) == 1
 
 
 def test_a_checkpoint_is_checked_there(trained_file, device, capsys):
