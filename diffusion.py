@@ -34,6 +34,7 @@ class Corrupted(NamedTuple):
     targets: torch.Tensor  # of a cell the byte itself, of a draft row the next; PAD past the end
     counts: torch.Tensor  # bool: the row has a target, and is hidden if it is a cell
     weight: torch.Tensor  # 1/t of a cell's block, 1 of a draft row
+    width: int  # rows of each block
 
 
 def draw_noise(N, recipe, generator):
@@ -114,17 +115,17 @@ def make_blocks(ids, closes, recipe, generators):
     # (B, blocks, rows of a block): where each stands, and where the byte stands that it is to tell
     positions = starts[..., None] + torch.arange(hidden.shape[2], device=ids.device)
     told = positions + draft.long()
-    inside = positions <= N
     bytes_there = ids.gather(1, positions.clamp(max=N).flatten(1)).view_as(positions)
     targets = ids.gather(1, told.clamp(max=N).flatten(1)).view_as(positions)
     targets = torch.where(told <= N, targets, PAD)
     counts = (told <= N) & wanted[..., None] & (hidden | draft)
     weight = torch.where(draft, 1.0, 1 / t)
-    given = torch.where(hidden | ~inside, MASK, bytes_there)
+    given = torch.where(hidden | (positions > N), MASK, bytes_there)
     starts = starts[..., None].expand_as(positions)
     # each (B, blocks, rows of a block) -> (B, P)
     blocks = Blocks(*(rows.flatten(1) for rows in (given, positions, starts, draft)))
-    return Corrupted(blocks, *(rows.flatten(1) for rows in (targets, counts, weight)))
+    of_rows = (rows.flatten(1) for rows in (targets, counts, weight))
+    return Corrupted(blocks, *of_rows, positions.shape[2])
 
 
 class Losses(NamedTuple):
@@ -185,17 +186,15 @@ def chained_nats(model, rows, ids, corrupted, K):
     of_text = model.encoder.grams(F.pad(ids, (LEAD, 0)))
     grams = of_text.gather(1, place[..., None].expand(-1, -1, of_text.shape[2]))
     # (B, P, ..) -> (B blocks, K, ..): the cells of each block, a draft row in front left out
-    rows, before, grams, targets = (
-        cells_of(x, corrupted, K) for x in (rows, before, grams, corrupted.targets)
-    )
+    of_rows = (rows, before, grams, corrupted.targets)
+    rows, before, grams, targets = (cells_of(x, corrupted, K) for x in of_rows)
     rows, _ = model.decoder.chain(rows, before, grams)
     return (nats_of(model.decoder.head(rows), targets) * whole_blocks(corrupted, K)).sum()
 
 
 def cells_of(rows, corrupted, K):
     """The last K rows of each block: (B, P, ..) -> (B blocks, K, ..)."""
-    width = K + int(corrupted.blocks.draft.any())
-    return rows.unflatten(1, (-1, width)).flatten(0, 1)[:, -K:]
+    return rows.unflatten(1, (-1, corrupted.width)).flatten(0, 1)[:, -K:]
 
 
 def whole_blocks(corrupted, K):
@@ -231,8 +230,7 @@ def one_step(p, masked, _=None):
 
 
 UNMASK = {"confidence": confidence, "entropy": entropy_bounded, "one-step": one_step}
-# How a block is filled: by one of these, or cell by cell (chain_block)
-RULES = (*UNMASK, "chained")
+RULES = (*UNMASK, "chained")  # or cell by cell: chain_block
 
 
 class Unmask(NamedTuple):

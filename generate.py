@@ -168,7 +168,6 @@ class Output:
     """The text that a sampler writes behind its prompt, until it ends."""
 
     def __init__(self, state, prompt, max_bytes, sampling, watch):
-        """prompt: ids without BOS."""
         self.state = state
         self.text = [BOS, *prompt]
         self.first = len(self.text)  # where the output begins

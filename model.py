@@ -101,7 +101,7 @@ def bytes_of_patches(closes, longest):
     M = int(closes.sum(1).max())
     if B > 1:
         M += -M % 16
-    L = longest or int(place[closes].max()) + 1
+    L = longest or int(torch.where(closes, place, 0).max()) + 1
     # Bytes of the open patch, which may be of any length, fall into one more, which is cut off.
     patch = torch.where(patch == closes.sum(1, keepdim=True), M, patch)
     found = torch.full((B, M + 1, L), -1, device=closes.device)

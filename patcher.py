@@ -6,7 +6,6 @@ Run it to see a text in its patches (BLT §2.3):
 
 `closes[i]` says that position i is the last of its patch, so that position i + 1 opens one. It
 depends on positions <= i alone: a prefix has one patching and never another, up to rounding.
-Nothing else in this project decides where a patch ends.
 
 Letters in shape comments: B batch, N byte positions, V vocabulary, D width.
 """

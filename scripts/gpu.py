@@ -2,6 +2,7 @@
 
     python -m scripts.gpu                 # on a machine with a GPU, a few minutes
     python -m scripts.gpu --device cpu --presets nano --steps 2 --bytes 8     # the same in small
+    python -m scripts.gpu --memory        # what training each preset needs, anywhere, in a second
 
 Letters in shape comments: B batch, N byte positions.
 """
@@ -9,6 +10,7 @@ Letters in shape comments: B batch, N byte positions.
 import functools
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -114,20 +116,60 @@ def correctness(device):
 # ---- how fast does it train?
 
 
-def training(device, presets, steps):
-    """-> rows of the table: a preset and its batch, and what a step takes."""
+class Held(NamedTuple):
+    """Bytes that training a model holds, whatever the batch is."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    def __str__(self):
+        said = f"{sum(self) / 1e9:.2f} GB held: weights {self.weights / 1e9:.2f}"
+        return f"{said}, gradients {self.gradients / 1e9:.2f}, optimizer {self.optimizer / 1e9:.2f}"
+
+
+def held(model, settings):
+    """What training a model by TrainingSettings holds; it may be one of the meta device.
+
+    All is of the weights' format. AdamW remembers two numbers of each weight, Muon one.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    remembered = 2 * weights
+    if settings.optimizer == "muon":
+        muon = make_optimizer(model, settings).parts["muon"]
+        matrices = [p for group in muon.param_groups for p in group["params"]]
+        remembered -= sum(p.numel() * p.element_size() for p in matrices)
+    return Held(weights, weights, remembered)
+
+
+def held_by_presets():
+    """-> rows of the table: a preset, and what it holds by itself and by AdamW."""
+    for name, preset in PRESETS.items():
+        with torch.device("meta"):
+            model = BLT(replace(preset.model, block_size=8))
+        for optimizer in dict.fromkeys([preset.training.optimizer, "adamw"]):
+            settings = preset.training.trained_by(optimizer)
+            yield f"train {name}, {optimizer}", str(held(model, settings)), ""
+
+
+def training(device, presets, steps, batch=None):
+    """-> rows of the table: a preset and its batch, and what a step takes.
+
+    batch: crops a step, if not those of SHAPES.
+    """
     for name in presets:
-        batch, length = SHAPES[name]
+        usual, length = SHAPES[name]
+        crops = batch or usual
         for K in (0, 8):
             yield (
-                f"train {name}, {batch} x {length} bytes, K = {K}",
-                step_time(device, name, K, steps),
+                f"train {name}, {crops} x {length} bytes, K = {K}",
+                step_time(device, name, K, steps, crops),
             )
 
 
-def step_time(device, name, K, steps):
-    """The median of some steps, in words."""
-    batch, length = SHAPES[name]
+def step_time(device, name, K, steps, batch):
+    """The median of some steps, and the memory that they take, in words."""
+    length = SHAPES[name][1]
     model, _ = random_pair(name, K, chain_width=0)
     model.to(device)
     ids = text_ids(400_000)
@@ -149,9 +191,11 @@ def step_time(device, name, K, steps):
         times.append(time.perf_counter() - began)
     median = sorted(times[2:])[steps // 2]
     said = f"{1e3 * median:.1f} ms a step, {batch * length / median / 1e3:.0f} kB/s"
-    if on_cuda:
-        said += f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
-    return said
+    known = held(model, s)
+    if not on_cuda:
+        return f"{said}; {known}; activations are not measured here"
+    most = torch.cuda.max_memory_allocated()
+    return f"{said}; at most {most / 1e9:.2f} GB, {known}, the rest activations"
 
 
 # ---- how fast does it write?
@@ -183,6 +227,8 @@ def options_from(argv):
     add("--checkpoint", metavar="FILE", help="a model that writes (default: the one that is there)")
     add("--presets", nargs="+", choices=SHAPES, default=list(SHAPES), help="those that train")
     add("--steps", type=number(int, 1, 10**6), default=30, help="timed of each training")
+    add("--batch", type=number(int, 1, 1 << 16), help="crops a step (default: by the preset)")
+    add("--memory", action="store_true", help="say what all presets hold in training, and end")
     add("--bytes", type=number(int, 1, 10**6), default=256, help="that each mode writes")
     return parser.parse_args(argv)
 
@@ -190,6 +236,9 @@ def options_from(argv):
 def main(argv=None):
     """Raises BadInput where there is no GPU, or the CPU is not asked for."""
     options = options_from(argv)
+    if options.memory:
+        print(table(["what", "without activations", ""], list(held_by_presets())))
+        return
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput("there is no GPU here: --device cpu runs the same in small")
     device = hardware.choose_device(options.device)
@@ -205,7 +254,7 @@ def main(argv=None):
 
     for row in correctness(device):
         tell(*row)
-    for row in training(device, options.presets, options.steps):
+    for row in training(device, options.presets, options.steps, options.batch):
         tell(*row)
     for row in writing(device, path, options.bytes):
         tell(*row)

@@ -389,6 +389,21 @@ def test_measuring_a_checkpoint_gives_the_documented_keys(trained_file, tmp_path
         assert parts == pytest.approx(row["of_ceiling"] * seconds, rel=1e-6)
 
 
+def test_a_model_is_measured_where_one_asks_for(monkeypatch):
+    """Guards: --device that was taken and not followed."""
+
+    class Enough(Exception):
+        pass
+
+    def load(path, device):
+        raise Enough(device)
+
+    monkeypatch.setattr(bandwidth, "load", load)
+    monkeypatch.setattr(bandwidth, "choose_device", lambda name: f"the {name} here")
+    with pytest.raises(Enough, match="the mps here"):
+        bandwidth.main(["--device", "mps"])
+
+
 def test_measured_rows_are_printed_as_a_table(capsys):
     row = dict.fromkeys(MEASURED, 0.5) | {"mode": "blt", "setting": "", "acceptance": None}
     row["ratio_spread"] = [0.5, 1.25]

@@ -14,8 +14,9 @@ from device import Device, Held, Mixed
 import train
 from fast.fixed import FixedStream
 from fast.load import Machine, load, prepared
-from fast.patching import closes_of
+from fast.patching import closes_of, entropies_of
 from generate import Prefix, Sampling
+from generate import generate as plain_blt
 from measure.passes import pass_seconds
 from measure.quality import bits_per_byte, identical, masked_accuracy, near_tie, output_bits
 from measure.rounds import PaperPrefix
@@ -26,7 +27,7 @@ from support.generation import Watch
 from support.presets import RECIPES, Recipe
 from training.optim import make_optimizer
 from training.presets import PRESETS
-from training.steps import Task
+from training.steps import Task, count_steps
 
 KINDS = ["cuda", "mps"]
 PROMPT = list(b"a cab fed a cab fed a c")
@@ -114,19 +115,20 @@ def test_a_captured_function_must_do_the_same_again(cuda):
 # ---- training
 
 
-def nano_task(device, recipe, optimizer, length=64, batch=2, dtype=torch.float32):
-    """A nano model on a device and what it is trained on."""
+def nano_task(device, recipe, optimizer, dtype=torch.float32, shape=None, **fields):
+    """A nano model on a device and what it is trained on. fields: of the recipe; shape: others."""
     torch.manual_seed(0)
-    recipe = Recipe(**{**RECIPES[recipe], "after": 0.0})
-    shape = {"block_size": recipe.block_size, "chain_width": recipe.chain_width}
+    recipe = Recipe(**{**RECIPES[recipe], "after": 0.0, **fields})
+    known = {"block_size": recipe.block_size, "chain_width": recipe.chain_width}
+    shape = {**known, **(shape or {})}
     model = BLT(replace(PRESETS["nano"].model, **shape)).init_weights().to(device)
     if recipe.chain_only:
         model.requires_grad_(False).decoder.chain.requires_grad_(True)
-    s = replace(PRESETS["nano"].training, batch=batch, length=length, optimizer=optimizer)
+    s = replace(PRESETS["nano"].training, batch=2, length=64, optimizer=optimizer)
     text = random_ids(4000)
     closes = torch.rand(len(text), generator=torch.Generator().manual_seed(0)) < 0.3
     closes[::6] = True
-    crops = train.Crops(text, closes, length, 0)
+    crops = train.Crops(text, closes, s.length, 0)
     # As checkpoints are loaded: training has to ask for training mode
     model.eval()
     loss = functools.partial(train.model_loss, recipe=recipe)
@@ -172,6 +174,11 @@ def test_training_in_bfloat16_keeps_the_gru_in_float32(cuda):
     assert trained(nano_task("cuda", "chain", "muon", dtype=torch.bfloat16))
 
 
+def test_steps_of_a_chained_head_are_counted_there(cuda):
+    """A loaded model is in eval mode, and they are timed before the loop has changed that."""
+    assert count_steps(nano_task("cuda", "chain", "adamw"), 0.0, after=0.0) == 1
+
+
 def test_training_from_the_command_line(cuda, corpus_file, tmp_path, capsys):
     """Patcher, boundaries, looks, validation and a chained head that is added; then resumed."""
     path = tmp_path / "nano.pt"
@@ -185,13 +192,29 @@ def test_training_from_the_command_line(cuda, corpus_file, tmp_path, capsys):
     train.main(["--resume", str(tmp_path / "chain.pt"), "--device", "cuda"])
 
 
-@pytest.mark.parametrize("recipe, waits", [("ours", 2), ("paper", 3), ("chain", 7)])
-def test_a_training_step_waits_seldom(recipe, waits, cuda):
-    """Once for loss and norm, once for the number of patches; a wait for each is all that is left.
+DRAFTS = {"draft_weight": 0.5}
+ANY_LENGTH = {"shape": {"max_patch": 0, "byte_states": True}}
 
-    "paper" has as many blocks as patches, and cells of a chained head are cut out of five tensors.
+
+@pytest.mark.parametrize(
+    "recipe, fields, waits",
+    [
+        ("ours", {"block_size": 0}, 2),
+        ("ours", {}, 2),
+        ("ours", {**DRAFTS, "chain_width": 16}, 2),
+        ("paper", {}, 3),
+        ("chain", {}, 2),
+        ("chain", DRAFTS, 2),
+        ("ours", ANY_LENGTH, 3),
+    ],
+)
+def test_a_training_step_waits_seldom(recipe, fields, waits, cuda):
+    """Once for loss and norm, once for the number of patches, which shapes follow from.
+
+    "paper" has as many blocks as patches; patches of any length have a longest one. Guards: a wait
+    whenever cells were cut out of blocks, for whether these begin with a draft row.
     """
-    task = nano_task("cuda", recipe, "adamw")
+    task = nano_task("cuda", recipe, "adamw", **fields)
     trained(task, 1)
     cuda.reset()
     trained(task, 1)
@@ -203,6 +226,7 @@ def test_muon_takes_all_matrices_of_a_shape_at_once(cuda):
     """Matrix by matrix its products were more than half of a step's kernels."""
     task = nano_task("cuda", "ours", "muon")
     optimizer = make_optimizer(task.model, task.settings)
+    assert optimizer.parts["muon"].dtype == torch.bfloat16  # the hardware's, not what was timed
     matrices = optimizer.parts["muon"].param_groups[0]["params"]
     cuda.reset()
     trained(task, 1)
@@ -278,10 +302,39 @@ def test_what_is_measured_of_a_model_runs_there(device):
     ]
 
 
-def test_single_passes_are_timed_there(device):
+def test_single_passes_are_timed_there(device, monkeypatch):
+    """Each until it has ended: 5 times in all for 2 that count."""
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
     fast, _, _ = machines(device.place)
     times = pass_seconds(fast, {1, 9}, patches=(1, 2), context=60, repeats=2)
     assert set(times.decoder) == {1, 9} and times.chain
+    parts = (times.decoder, times.patcher, times.encoder_global, times.chain)
+    assert waited == [device.place] * 5 * sum(map(len, parts))
+
+
+def test_the_clock_starts_behind_the_prefill(device, monkeypatch):
+    """Its passes are queued, and a GPU would still work on them."""
+    happened = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: happened.append("waited"))
+
+    class Begins(Watch):
+        def begin(self, state):
+            happened.append("began")
+
+    _, plain, _ = machines(device.place)
+    plain_blt(plain.state(), PROMPT, 1, watch=Begins())
+    assert happened == ["waited", "began"]
+
+
+def test_patches_of_many_documents_are_found_in_few_passes(cuda):
+    """Guards: 0.3 MB of short stories a second on an H100, a document at a time."""
+    _, patcher = make_models(0)
+    patcher.float().to("cuda")
+    passes = []
+    patcher.model.register_forward_hook(lambda *_: passes.append(1))
+    assert len(entropies_of(patcher, [random_ids(60, seed) for seed in range(200)])) == 200
+    assert len(passes) == 1
 
 
 def test_a_checkpoint_is_checked_there(trained_file, device, capsys):

@@ -213,7 +213,7 @@ def test_blocks_hold_the_text_and_cells_past_its_end_stay_masked_without_loss():
     _, patcher = make_models(0)
     recipe = Recipe(8, cells_per_byte=2.0, full_share=0.0)
     ids, _, corrupted = text_and_blocks(patcher, recipe=recipe)
-    blocks, targets, counts, _ = (part for part in corrupted)
+    blocks, targets, counts, _, _ = corrupted
     outside = blocks.positions[0] > 60
     assert outside.any() and (blocks.ids[0][outside] == MASK).all()
     assert not counts[0][outside].any() and (targets[0][outside] == PAD).all()
@@ -315,7 +315,7 @@ def test_the_same_crop_in_another_batch_gets_the_same_corruption(changes):
         crops = Crops(torch.cat(documents), closes, 64, seed)
         ids, closed = crops.batch(first, size)
         corrupted = make_blocks(ids, closed, recipe, crops.generators(first, size))
-        blocks, targets, counts, weight = (part for part in corrupted)
+        blocks, targets, counts, weight, _ = corrupted
         found = {first + row: set() for row in range(size)}
         for row, low, high in each_block(corrupted, width):
             if counts[row, low:high].any():
@@ -460,6 +460,7 @@ def test_the_loss_of_a_batch_made_by_hand():
         targets=torch.tensor([[104, 105, 107, PAD]]),
         counts=torch.tensor([[True, False, True, False]]),
         weight=torch.tensor([[2.0, 2.0, 4.0, 4.0]]),
+        width=2,
     )
     logits = model(ids[:, :-1], closes, blocks)[0].log_softmax(-1)
     clean = -sum(logits[i, id_] for i, id_ in enumerate((104, 105, 106, 107)))

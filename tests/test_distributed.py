@@ -287,6 +287,45 @@ def test_alone_nothing_is_exchanged():
     assert distributed.same({"a": 1}) == {"a": 1}
 
 
+def test_each_process_first_takes_a_gpu_of_its_own(monkeypatch):
+    """Guards: GPU 0 touched by all of them, and groups that guess which GPU is whose."""
+    done = []
+
+    def init(backend, **named):
+        done.append((backend, named.get("device_id")))
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(distributed.dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(distributed.dist, "init_process_group", init)
+    monkeypatch.setattr(distributed, "choose_device", lambda name: done.append(name) or "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    assert distributed.join("auto", shard=False) == "cuda"
+    assert done == [1, "auto", ("cpu:gloo,cuda:nccl", torch.device("cuda", 1))]
+    with pytest.raises(BadInput, match="--device cuda:1 would hold all"):
+        distributed.join("cuda:1", shard=False)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(BadInput, match="fewer GPUs than processes: start 2 here"):
+        distributed.join("cuda", shard=False)
+    assert len(done) == 3
+
+
+def test_processes_part_when_all_have_come_to_the_end(text, tmp_path, monkeypatch):
+    """Guards: threads of a group that still stood, which aborted a process now and then."""
+    done = []
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda *_: done.append("meet"))
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: done.append("part"))
+    distributed.leave()
+    assert done == ["meet", "part"]
+    monkeypatch.undo()
+    monkeypatch.setattr(distributed, "leave", lambda: done.append("left"))
+    known = ["--data", str(text), *SMALL, "--steps", "1", "--patcher", "space"]
+    train.main([*known, "--out", str(tmp_path / "x.pt")])
+    assert done[2:] == ["left"]
+
+
 def test_layers_that_compute_again_give_the_same_gradients_and_names():
     torch.manual_seed(0)
     models = [layers.Stack(2, 16, 2, 24) for _ in range(2)]

@@ -46,6 +46,15 @@ def test_a_gpu_is_asked_for_its_number_formats(monkeypatch, has):
     assert hardware.processor_flags("/no/such/file") == set()
 
 
+@pytest.mark.parametrize("device, times", [("cpu", 0), ("mps", 10), ("cuda", 10)])
+def test_what_is_timed_has_ended(device, times, monkeypatch):
+    """Guards: an accelerator other than CUDA, of which only the launches were timed."""
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    hardware.median_seconds_in_turn({"a": lambda: None, "b": lambda: None}, 2, device)
+    assert waited == [device] * times
+
+
 def test_cudnn_attends_nowhere(monkeypatch):
     """It builds a plan for every shape, and here each batch has another."""
     asked = []
