@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import tokenize
 
 import pytest
@@ -170,6 +171,16 @@ def test_the_readme_can_be_finished():
     assert begin < 15
     assert lines[begin + 1].startswith("pip install -r requirements.txt && python sample.py --mode")
     assert lines[begin + 2].startswith("pip install -r requirements-dev.txt && python -m pytest")
+
+
+def test_the_readme_shows_code_that_is_there():
+    """Every block of Python stands in a file of the reading path, line for line."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 3
+    files = [(ROOT / f"{name}.py").read_text() for name in SIX]
+    for block in blocks:
+        assert any(block in file for file in files), block
 
 
 # ---- words
