@@ -1,4 +1,4 @@
-"""The ten experiments of docs/EXPERIMENTS.md: their patches still apply, and what they change runs.
+"""The nine experiments of docs/EXPERIMENTS.md: patches still apply, and what they change runs.
 
 A change of the code that breaks an experiment is seen here, and two experiments must be seen by
 tests of ours: what they break is what those tests guard.
@@ -71,8 +71,8 @@ def section_of(patch):
     return next(text for text in SECTIONS if f"(experiments/{patch.name})" in text)
 
 
-def test_there_are_ten_experiments_and_every_patch_is_told():
-    assert [int(text.split(".")[0]) for text in SECTIONS] == list(range(1, 11))
+def test_there_are_nine_experiments_and_every_patch_is_told():
+    assert [int(text.split(".")[0]) for text in SECTIONS] == list(range(1, 10))
     linked = re.findall(r"\]\(experiments/(.*?)\)", TEXT)
     assert sorted(linked) == [patch.name for patch in PATCHES]
     for text in SECTIONS:
