@@ -177,7 +177,7 @@ def test_the_readme_shows_code_that_is_there():
     """Every block of Python stands in a file of the reading path, line for line."""
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 3
+    assert len(blocks) >= 2
     files = [(ROOT / f"{name}.py").read_text() for name in SIX]
     for block in blocks:
         assert any(block in file for file in files), block

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, make_models, random_ids
 
-from data import MASK, PAD
+from data import BOS, MASK, PAD, encode
 from fast.load import load_model, model_from, patcher_from
 from model import (
     BLT,
@@ -22,6 +22,7 @@ from model import (
 )
 from patcher import fill_patches
 from support import checkpoint
+from support.openings import known_openings
 from support.presets import SIZES
 from support.terminal import BadInput
 from training.presets import PRESETS
@@ -389,19 +390,27 @@ def test_a_patcher_whose_patches_are_too_long_is_refused(trained_file, tmp_path)
             load_model(tmp_path / "long.pt")
 
 
-def test_the_shipped_checkpoint_loads():
-    """It was written before the settings were what they are now."""
-    path = ROOT / "checkpoints" / "reference.pt"
+SHIPPED = {
+    "stories": b"Once upon a time, there was a little girl named Lily. She loved to play.",
+    "code": b"def main(argv=None):\n    return",  # from before settings and head were what they are
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@torch.no_grad()
+def test_a_shipped_checkpoint_knows_its_text(name):
+    path = ROOT / "checkpoints" / f"{name}.pt"
     if not path.exists():
         pytest.skip("the shipped model is not here")
     model, patcher = load_model(path)
     shape = PRESETS["reference"].model
     trained = {"block_size": model.config.block_size, "chain_width": model.config.chain_width}
     assert asdict(model.config) == {**asdict(shape), **trained} and trained["block_size"]
-    ids = torch.tensor([1, *(b + 4 for b in b"def main(argv=None):\n    return")])
+    assert len(known_openings(checkpoint.load(path))) == 8
+    ids = torch.tensor([BOS, *encode(SHIPPED[name])])
     best = model(ids[None], patcher.closes(ids)[None])[0].argmax(-1)
     right = (best[:-1] == ids[1:]).float().mean()
-    assert right > 0.4, "it knows Python"
+    assert right > 0.4
 
 
 def test_settings_that_are_gone_may_be_off(trained_file, tmp_path):
