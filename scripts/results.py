@@ -88,6 +88,9 @@ class Bench:
             rules.insert(0, "chained")
         for rule in rules:
             settings.append(Setting("bltdv", rule, Drafting(unmask=rule, copy=0)))
+        if config.block_size > 4:
+            short = Drafting(block_size=4, unmask="one-step", copy=0)
+            settings.append(Setting("bltdv", "one-step, K = 4", short))
         settings.append(Setting("blts", "k = 8", Drafting(draft_size=8)))
         settings.append(Setting("blts", "k = 16", Drafting(draft_size=16)))
         settings.append(Setting("blts", "k = 16, α = 0.1", Drafting(draft_size=16, alpha=0.1)))

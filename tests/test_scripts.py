@@ -278,7 +278,14 @@ def test_generation_imports_no_compiler(tmp_path):
 
 
 def commands_of(text):
-    """Every `python ...` command in the code of a page."""
+    """Every `python ...` command in the code of a page.
+
+    In place of a variable stands what the page sets it to; that of a loop becomes a number.
+    """
+    text = text.replace("\\\n", " ")
+    for name, value in re.findall(r'^(\w+)="(.*)"$', text, re.MULTILINE):
+        text = text.replace(f"${name}", value.replace("#", "x"))  # no comment begins there
+    text = re.sub(r"\$\w+", "8", text)
     commands = re.findall(r"python (-m [\w.]+[^`\n#|]*|\w+\.py[^`\n#|]*)", text)
     return [command.split("&&")[0].strip() for command in commands]
 
@@ -331,8 +338,11 @@ def parses(command, monkeypatch):
 def test_every_command_of_the_pages_parses(monkeypatch):
     """What people are told to type exists. A file without `options_from` fails here."""
     commands = {name: commands_of(text) for name, text in pages()}
+    # Programs that a page has its readers write
+    written = {name for _, text in pages() for name in re.findall(r"cat > (\w+\.py)", text)}
     for command in sorted({c for found in commands.values() for c in found}):
-        parses(command, monkeypatch)
+        if command.split()[0] not in written:
+            parses(command, monkeypatch)
     assert len(commands["README.md"]) > 12
     told = " ".join(commands["README.md"])
     for path in ROOT.glob("*.py"):
