@@ -14,7 +14,7 @@ from support.pictures import to_write
 from support.terminal import BadInput, Parser, package, read_file, run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-FRAMES = 72  # of the animation
+FRAMES = 56  # of the animation
 SIZE = 1240, 790  # pixels
 
 
@@ -33,7 +33,7 @@ def film(page, path):
             with image.open(shot) as picture:  # there is none where the browser failed
                 frames.append(picture.convert("RGB"))
     # One palette for all, so that only what moves is stored, which has the rare colours too
-    palette = frames[FRAMES // 2].quantize(240, image.Quantize.MAXCOVERAGE)
+    palette = frames[FRAMES // 2].quantize(64, image.Quantize.MAXCOVERAGE)
     first, *others = [frame.quantize(palette=palette, dither=0) for frame in frames]
     lasts = [120] * FRAMES + [4000]  # milliseconds
     first.save(path, save_all=True, append_images=others, duration=lasts, loop=0)
