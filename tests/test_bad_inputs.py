@@ -276,7 +276,7 @@ LINES = {
     f"sample.py {KNOWN} --draft-size 4": "--mode blt reads no --draft-size",
     f"sample.py {KNOWN} --mode blt --rounds paper": "reads no --rounds paper",
     f"sample.py {KNOWN} --compare --gamma 2": "--compare reads no --gamma here",
-    f"sample.py {KNOWN} --compare --unmask one-step --alpha 0.5": "--compare reads no --alpha here",
+    f"sample.py {KNOWN} --compare --unmask one-step --gamma 0.5": "--compare reads no --gamma here",
     f"sample.py {KNOWN} --compare --trace": "--compare shows no --trace",
     f"sample.py {KNOWN} --trace --json": "--json shows no --trace",
     f"sample.py {KNOWN} --compare --block-size 99": "not 99",

@@ -29,6 +29,8 @@ from training.optim import make_optimizer
 from training.presets import PRESETS
 from training.steps import Task, count_steps
 
+pytestmark = pytest.mark.more
+
 KINDS = ["cuda", "mps"]
 PROMPT = list(b"a cab fed a cab fed a c")
 BYTES = 8

@@ -180,7 +180,7 @@ def test_in_float32_muon_and_adamw_stay_near(text, tmp_path):
     train.main([*known, "--batch", "8", "--out", str(one)])
     code, said = together(2, *known, "--batch", "4", "--out", two)
     assert code == 0, said
-    agree(one, two, within=0.1)
+    agree(one, two, within=0.15)
 
 
 @pytest.mark.parametrize("shard", [[], ["--shard"]])

@@ -86,7 +86,8 @@ def test_a_recording_has_every_byte_pass_and_moment(mode, state, trained_file):
 def test_a_lane_says_what_its_mode_reads(trained_file):
     """The page tells it in words; it once knew the defaults of its own."""
     settings = {mode: recorded(trained_file, mode)[2]["settings"] for mode in MODES}
-    assert settings["blt"] == {} and settings["blts"] == {"draft_size": 8} == settings["lookup"]
+    assert settings["blt"] == {} and settings["lookup"] == {"draft_size": 8}
+    assert settings["blts"] == {"draft_size": 8, "alpha": 0.0}
     assert settings["bltd"]["unmask"] == "confidence" and settings["bltd"]["block_size"] == 8
     assert settings["bltdv"]["unmask"] == "chained" and settings["bltdv"]["copy"] == 16
     *_, lane = recorded(trained_file, "bltdv", "--block-size", "4", "--unmask", "one-step")
