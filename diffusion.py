@@ -124,8 +124,7 @@ def make_blocks(ids, closes, recipe, generators):
     starts = starts[..., None].expand_as(positions)
     # each (B, blocks, rows of a block) -> (B, P)
     blocks = Blocks(*(rows.flatten(1) for rows in (given, positions, starts, draft)))
-    of_rows = (rows.flatten(1) for rows in (targets, counts, weight))
-    return Corrupted(blocks, *of_rows, positions.shape[2])
+    return Corrupted(blocks, *(x.flatten(1) for x in (targets, counts, weight)), hidden.shape[2])
 
 
 class Losses(NamedTuple):
@@ -182,11 +181,10 @@ def chained_nats(model, rows, ids, corrupted, K):
     """
     # (B, P): the byte before each row, and the n-grams that end with it (B, P, D)
     place = (corrupted.blocks.positions - 1).clamp(max=ids.shape[1] - 1)
-    before = ids.gather(1, place)
     of_text = model.encoder.grams(F.pad(ids, (LEAD, 0)))
     grams = of_text.gather(1, place[..., None].expand(-1, -1, of_text.shape[2]))
     # (B, P, ..) -> (B blocks, K, ..): the cells of each block, a draft row in front left out
-    of_rows = (rows, before, grams, corrupted.targets)
+    of_rows = (rows, ids.gather(1, place), grams, corrupted.targets)
     rows, before, grams, targets = (cells_of(x, corrupted, K) for x in of_rows)
     rows, _ = model.decoder.chain(rows, before, grams)
     return (nats_of(model.decoder.head(rows), targets) * whole_blocks(corrupted, K)).sum()
@@ -279,7 +277,8 @@ def chain_block(state, decided, text, size, threshold, sampling, watch):
         byte = draw(q[-1], sampling)[0]
         cells.take(byte)
         ids.append(byte)
-        together *= sureness(q[-1], byte, sampling)
+        if threshold:
+            together *= sureness(q[-1], byte, sampling)
     state.counters.chain += len(ids)
     watch.step(ids, [False] * len(ids))
     return ids, torch.cat(q)

@@ -114,7 +114,8 @@ class SelfDrafter:
             logits = state.model.decoder.head(state.peek(behind)[-1:])
             q.append(distribution(logits, self.sampling))
             behind = behind + draw(q[-1], self.sampling)
-            together *= sureness(q[-1], behind[-1], self.sampling)
+            if self.threshold:
+                together *= sureness(q[-1], behind[-1], self.sampling)
         return Draft(behind[1:], torch.cat(q) if q else None)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from data import PAD
 from fast.cache import CachedView
-from layers import Layer
+from layers import Layer, rotate
 from model import HASH_PRIME, LEAD, NGRAMS, ChainedBlock
 from patcher import Patcher
 
@@ -48,13 +48,6 @@ def turned(weight, gain=1.0):
     return nn.Parameter((weight * gain).t().contiguous())
 
 
-def turn(x, rope):
-    """layers.rotate in place: queries and keys x (N, 2, H, C)."""
-    cos, sin = rope
-    rolled = x.roll(x.shape[-1] // 2, -1)
-    x.mul_(cos).addcmul_(rolled, sin)
-
-
 class LeanNorm(nn.Module):
     """RMSNorm where no matrix can take its gain alone."""
 
@@ -86,7 +79,7 @@ class LeanLayer(nn.Module):
         _, N, D = x.shape
         x = x[0]
         qkv = torch.mm(unit(x, self.floor), self.qkv).view(N, 3, self.heads, -1)
-        turn(qkv[:, :2], view.rope)
+        qkv[:, :2] = rotate(qkv[:, :2], view.rope)
         # (N, 3, H, C) -> q (1, H, N, C), keys and values (2, 1, H, N, C)
         qkv = qkv.permute(1, 2, 0, 3)[:, None]
         if isinstance(view, CachedView):
@@ -238,7 +231,7 @@ class LeanChainedBlock:
         self.state = rows.new_zeros(chain.size)
         # Of the last n ids, n = 0..8: the sums that their entries are made of
         self.sums = [0] * (LEAD + 2)
-        for id_ in ([PAD] * LEAD + text)[-LEAD - 1 :]:
+        for id_ in [PAD] * LEAD + text[-LEAD - 1 :]:
             self.take(id_)
 
     def take(self, byte):

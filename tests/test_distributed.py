@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -60,8 +61,13 @@ def exact(tmp_path):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
+    """Invented words, always the same. It was source files, whose edits moved what is rounding."""
+    chance = random.Random(0)
+    letters = "etaoinshrdlu"
+    words = ["".join(chance.choices(letters, k=chance.randint(2, 8))) for _ in range(400)]
+    lines = [" ".join(chance.choices(words, k=10)) + ".\n" for _ in range(450)]
     path = tmp_path_factory.mktemp("text") / "text.py"
-    path.write_bytes(b"".join((ROOT / name).read_bytes() for name in ("model.py", "generate.py")))
+    path.write_text("".join(lines))
     return path
 
 
@@ -180,7 +186,10 @@ def test_in_float32_muon_and_adamw_stay_near(text, tmp_path):
     train.main([*known, "--batch", "8", "--out", str(one)])
     code, said = together(2, *known, "--batch", "4", "--out", two)
     assert code == 0, said
-    agree(one, two, within=0.15)
+    agree(one, two, within=0.1)
+    a, b = (checkpoint.load(path)["model"] for path in (one, two))
+    for name in a.keys() - {"encoder.hashes.weight"}:
+        assert (a[name] - b[name]).norm() <= 0.05 * (1 + a[name].norm()), name
 
 
 @pytest.mark.parametrize("shard", [[], ["--shard"]])

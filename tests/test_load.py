@@ -93,9 +93,6 @@ UNFOLLOWED = {
     ),
 }
 UNFOLLOWED_MORE = {
-    "no RoPE": Change(
-        "layers.py", "return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)", "return x"
-    ),
     "a residual around the global model": Change(
         "model.py", "self.globe(patches, ", "patches + self.globe(patches, "
     ),
@@ -180,6 +177,9 @@ FOLLOWED_MORE = {
         "model.py", "self.norm(self.layers(patches, view))", "self.norm(patches)"
     ),
     "cells that see no later ones": Change("layers.py", "(in_order | ~query.draft)", "in_order"),
+    "no RoPE": Change(
+        "layers.py", "return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)", "return x"
+    ),
     "patches queried by their mean": Change(
         "model.py", ".amax(1)", ".nan_to_num(neginf=0).mean(1)"
     ),
