@@ -370,6 +370,7 @@ MEASURED = {
 }
 
 
+@pytest.mark.more
 def test_measuring_a_checkpoint_gives_the_documented_keys(trained_file, tmp_path, capsys):
     (tmp_path / "prompts").write_bytes(b"def f\nclass A\n")
     arguments = ["--checkpoint", str(trained_file), "--prompts", str(tmp_path / "prompts")]

@@ -216,6 +216,7 @@ def test_no_stop_generates_the_whole_budget_and_scores_what_stands_before_the_st
     assert stopped.counters.decoder < made.counters.decoder
 
 
+@pytest.mark.more
 def test_no_stop_pays_for_every_byte(trained_file, capsys):
     known = ["translate", "--checkpoint", trained_file, "--limit", 3, "--bytes", 12]
     (row,) = evaluated(capsys, *known, "--no-stop")
@@ -316,6 +317,7 @@ def test_the_plain_machine_says_the_same(arguments, trained_file, tmp_path, caps
             assert plain[key] == pytest.approx(value, rel=1e-4), key
 
 
+@pytest.mark.more
 def test_miniature_end_to_end(tmp_path, capsys):
     """Train on some of the text, fork a BLT-D, and ask both for others of the kind."""
     folder, plain, blocks = tmp_path / "text", tmp_path / "0.pt", tmp_path / "8.pt"

@@ -27,6 +27,8 @@ from support.terminal import BadInput
 from tests import fuzzing
 from training import boundaries, runs, validation
 
+pytestmark = pytest.mark.more  # minutes together: .ci/run has them
+
 
 @pytest.fixture
 def exit_code():

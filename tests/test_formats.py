@@ -114,6 +114,7 @@ def test_the_documents_of_a_large_file_are_slices_of_it(stories, monkeypatch):
     assert contents(some) == contents(whole) == STORIES and some.sha256 == whole.sha256
 
 
+@pytest.mark.more
 def test_a_large_file_of_many_documents_takes_little_memory(tmp_path, monkeypatch):
     """A list of names and Texts took 250 bytes a document: half of what stories are long."""
     path = tmp_path / "many.txt"

@@ -239,6 +239,7 @@ def test_every_constant_of_a_generated_program_matters():
         assert not passes(item.prompt + wrong + item.tests), (item.prompt, wrong)
 
 
+@pytest.mark.more
 def test_the_archive_and_the_items_are_what_the_generator_makes(tmp_path):
     """The same names and bytes, so the same hash and the same split by document."""
     with zipfile.ZipFile(miniature.TARGET.with_suffix(".zip")) as archive:

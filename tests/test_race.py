@@ -22,6 +22,8 @@ from scripts import race
 from speculate import MODES, run_mode
 from support.terminal import BadInput
 
+pytestmark = pytest.mark.more  # minutes together: .ci/run has them
+
 ENDLESS = Sampling(ignore_eos=True)
 PROMPT = b"def f(x):\n    "
 # Text that would end a script, markup, quotes, a line that only JavaScript ends, control bytes,
