@@ -19,12 +19,14 @@ import torch.nn.functional as F
 
 from data import MASK, PAD
 from generate import Output, Sampling, ban, distribution, draw, sureness
-from model import LEAD, Blocks
+from model import Blocks
 from support.generation import Watch
 from support.hardware import sent
 from support.terminal import BadInput
 
 # ---- training: where blocks start, and what they hide
+
+REJECTED = 3.0  # what a rejected draft weighs in chained_loss, beside a nat of cross-entropy
 
 
 class Corrupted(NamedTuple):
@@ -128,18 +130,17 @@ def make_blocks(ids, closes, recipe, generators):
 
 
 class Losses(NamedTuple):
-    """Sums of nats over a batch, by what is predicted."""
+    """Sums over a batch, by what is predicted; all but `chained` of nats."""
 
     clean: torch.Tensor  # every next byte
     hidden: torch.Tensor  # masked cells, each weighed by 1/t
-    chained: torch.Tensor  # cells of wholly masked blocks, by the chained head
+    chained: torch.Tensor  # cells of wholly masked blocks: chained_loss
     drafted: torch.Tensor  # the next byte of every draft row
 
     def total(self, recipe, count):
-        """What is minimised: nats for each of `count` clean bytes.
+        """What is minimised, for each of `count` clean bytes.
 
-        With the recipe "paper" (λ = 1, μ = 0) and no chained head that is Eq. 5-7, divided by the
-        number of clean bytes.
+        With the recipe "paper" (λ = 1, μ = 0) and no chained head that is Eq. 5-7 / count.
         """
         of_blocks = recipe.mask_weight * (self.hidden + self.chained)
         return (self.clean + of_blocks + recipe.draft_weight * self.drafted) / count
@@ -156,7 +157,7 @@ def losses_of(model, ids, closes, corrupted, recipe):
     drafted = (nats * corrupted.blocks.draft).sum()
     chained = torch.zeros_like(drafted)
     if model.decoder.chain:
-        chained = chained_nats(model, rows[:, N:], ids, corrupted, recipe.block_size)
+        chained = chained_loss(model.decoder, rows, ids, corrupted, recipe.block_size)
     return Losses(clean, nats.sum() - drafted, chained, drafted)
 
 
@@ -169,25 +170,32 @@ def next_byte_nats(logits, ids):
 
 
 def nats_of(logits, targets):
-    """-log p of targets (B, n) by logits (B, n, V) -> (B, n), in float32 at least."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    """-log p of targets (B, n) by logits (B, n, V) -> (B, n)."""
+    return F.cross_entropy(wide(logits).transpose(1, 2), targets, reduction="none")
 
 
-def chained_nats(model, rows, ids, corrupted, K):
-    """Sum of -log p over the cells of wholly masked blocks, each knowing the bytes before it.
+def wide(logits):
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))  # or float64
 
-    rows (B, P, D): the decoder's last ones, of blocks. ids (B, N + 1). -> nats
+
+def chained_loss(decoder, rows, ids, corrupted, K):
+    """Sum over the cells of wholly masked blocks, each knowing the bytes before it.
+
+    It learns not the byte there, but p, what the model itself says of it, since that is what will
+    verify a draft: what is drawn from q is kept with probability sum of min(p, q). Cross-entropy
+    beside it goes on where the two do not meet. rows (B, N + P, D): the decoder's. ids (B, N + 1).
     """
-    # (B, P): the byte before each row, and the n-grams that end with it (B, P, D)
-    place = (corrupted.blocks.positions - 1).clamp(max=ids.shape[1] - 1)
-    of_text = model.encoder.grams(F.pad(ids, (LEAD, 0)))
-    grams = of_text.gather(1, place[..., None].expand(-1, -1, of_text.shape[2]))
-    # (B, P, ..) -> (B blocks, K, ..): the cells of each block, a draft row in front left out
-    of_rows = (rows, ids.gather(1, place), grams, corrupted.targets)
-    rows, before, grams, targets = (cells_of(x, corrupted, K) for x in of_rows)
-    rows, _ = model.decoder.chain(rows, before, grams)
-    return (nats_of(model.decoder.head(rows), targets) * whole_blocks(corrupted, K)).sum()
+    N = ids.shape[1] - 1
+    place = (corrupted.blocks.positions - 1).clamp(max=N - 1)  # (B, P): in front of each row
+    before = cells_of(ids.gather(1, place), corrupted, K)
+    clean = rows[:, :N].gather(1, place[..., None].expand(-1, -1, rows.shape[2]))
+    with torch.no_grad():
+        p = wide(decoder.head(cells_of(clean, corrupted, K))).softmax(-1)  # (B blocks, K, V)
+    cells, _ = decoder.chain(cells_of(rows[:, N:], corrupted, K), before)
+    log_q = wide(decoder.head(cells)).log_softmax(-1)
+    kept = torch.minimum(p, log_q.exp()).sum(-1)
+    loss = REJECTED * (1 - kept) - (p * log_q).sum(-1)
+    return (loss * whole_blocks(corrupted, K)).sum()
 
 
 def cells_of(rows, corrupted, K):
@@ -261,14 +269,14 @@ def denoise(state, decided, size, unmask, sampling, watch):
     return ids.tolist(), q if unmask.rule == "one-step" else None
 
 
-def chain_block(state, decided, text, size, threshold, sampling, watch):
+def chain_block(state, decided, before, size, threshold, sampling, watch):
     """One pass over a wholly masked block, whose cells the chained head draws from left to right.
 
-    text: all ids in front of the block. It stops behind a cell where all of them together have a
+    before: the id in front of the block. It stops behind a cell where all of them together have a
     probability below the threshold: more would hardly be accepted.
     """
     rows = state.peek(decided, [MASK] * size)[-size:]
-    cells = state.model.chained(rows, text)
+    cells = state.model.chained(rows, before)
     ids = []
     q = []
     together = 1.0
@@ -284,11 +292,11 @@ def chain_block(state, decided, text, size, threshold, sampling, watch):
     return ids, torch.cat(q)
 
 
-def fill_block(state, decided, text, size, unmask, sampling, watch):
-    """Fill a block by any of RULES. text: all ids in front of it, decided ones too."""
+def fill_block(state, decided, before, size, unmask, sampling, watch):
+    """Fill a block by any of RULES. before: the id in front of it."""
     if unmask.rule == "chained":
         threshold = unmask.threshold or 0.0
-        return chain_block(state, decided, text, size, threshold, sampling, watch)
+        return chain_block(state, decided, before, size, threshold, sampling, watch)
     return denoise(state, decided, size, unmask, sampling, watch)
 
 
@@ -306,7 +314,7 @@ def generate_bltd(state, prompt, max_bytes, *, block_size, unmask, sampling=None
     out = Output(state, prompt, max_bytes, sampling, watch)
     out.prefill()
     while True:
-        block, _ = fill_block(state, [], out.text, block_size, unmask, sampling, watch)
+        block, _ = fill_block(state, [], out.text[-1], block_size, unmask, sampling, watch)
         state.counters.rounds += 1
         if not out.write(block):
             return out.finish()

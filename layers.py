@@ -237,23 +237,21 @@ class ChainedHead(nn.Module):
     """Corrects the rows of a block from left to right, each by the bytes drawn before it.
 
     One pass guesses the cells of a block apart from each other, so that neighbours need not fit.
-    A small recurrent state makes them fit: s_j = GRU(s_{j-1}, [row_j, byte j-1, its n-grams]).
+    A small recurrent state, s_j = GRU(s_{j-1}, [row_j, embedding of byte j-1]), makes them fit.
     """
 
     def __init__(self, vocabulary, width, state):
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
-        self.gru = nn.GRU(3 * width, state, bias=False, batch_first=True)
+        self.gru = nn.GRU(2 * width, state, bias=False, batch_first=True)
         self.out = nn.Linear(state, width, bias=False)
 
-    def forward(self, rows, before, grams, state=None):
+    def forward(self, rows, before, state=None):
         """rows (B, K, D) of blocks, before (B, K) the id before each cell -> rows (B, K, D), state.
 
-        grams (B, K, D): the encoder's embedding of the n-grams that end with that id. state
-        (1, B, S): what the cells further to the left left behind, None for the first.
+        state (1, B, S): what the cells further to the left left behind, None for the first.
         """
-        known = torch.cat([self.embed(before), grams], -1)
-        inputs = torch.cat([rows, known.to(rows.dtype)], -1)
+        inputs = torch.cat([rows, self.embed(before).to(rows.dtype)], -1)
         # Under autocast cuDNN's GRU would run in float16, whose gradients vanish here.
         with torch.autocast(rows.device.type, enabled=False):
             states, state = self.gru(inputs.to(self.gru.weight_hh_l0.dtype), state)

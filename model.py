@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import PAD, VOCAB
+from data import VOCAB
 from layers import ChainedHead, CrossAttention, Rows, Stack, View
 
 NGRAMS = range(3, 9)  # lengths of the hashed byte n-grams
@@ -147,16 +147,12 @@ class LocalEncoder(nn.Module):
         if joint != c.global_width:
             self.to_global = nn.Linear(joint, c.global_width, bias=False)
 
-    def grams(self, ids):
-        """Embedding of the n-grams that end at each byte: ids (B, LEAD + N) -> (B, N, D)."""
-        entries = ngram_entries(ids, self.config.ngram_table_size)
-        # (B, N, 6) -> (B N, 6) -> (B N, D)
-        summed = F.embedding_bag(entries.flatten(0, 1), self.hashes.weight, mode="sum")
-        return summed.view(*entries.shape[:2], -1)
-
     def states(self, ids, view):
         """ids (B, LEAD + N), PAD before the start of a text -> states of its bytes (B, N, D)."""
-        x = self.embed(ids[:, LEAD:]) + self.grams(ids)
+        entries = ngram_entries(ids, self.config.ngram_table_size)
+        # (B, N, 6) -> (B N, 6) -> (B N, D) -> (B, N, D)
+        grams = F.embedding_bag(entries.flatten(0, 1), self.hashes.weight, mode="sum")
+        x = self.embed(ids[:, LEAD:]) + grams.view(*entries.shape[:2], -1)
         return self.layers(x, view)
 
     def forward(self, states, closes):
@@ -243,25 +239,23 @@ class LocalDecoder(nn.Module):
 class ChainedBlock:
     """The chained head at work on one block: logits of its cells, from left to right."""
 
-    def __init__(self, encoder, decoder, rows, text):
-        """rows (K, D): the decoder's, of the block's cells. text: the ids in front of the block."""
-        self.encoder = encoder
+    def __init__(self, decoder, rows, before):
+        """rows (K, D): the decoder's, of the block's cells. before: the id in front of them."""
         self.decoder = decoder
         self.rows = iter(rows)
-        self.behind = [PAD] * LEAD + text[-LEAD - 1 :]  # its end is what n-grams are made of
+        self.before = before
         self.state = None
 
     def take(self, byte):
         """The id drawn for the last cell: the next cells know it."""
-        self.behind.append(byte)
+        self.before = byte
 
     def logits(self):
         """Of the next cell, (1, V)."""
         # (D,) -> (1, 1, D): a block of one cell, behind what the state knows
         row = next(self.rows)[None, None]
-        ids = torch.tensor([self.behind[-LEAD - 1 :]], device=row.device)
-        grams = self.encoder.grams(ids)
-        row, self.state = self.decoder.chain(row, ids[:, -1:], grams, self.state)
+        before = torch.tensor([[self.before]], device=row.device)
+        row, self.state = self.decoder.chain(row, before, self.state)
         return self.decoder.head(row)[0]
 
 
@@ -334,9 +328,9 @@ class BLT(nn.Module):
                 states = self.encoder.states(F.pad(ids, (LEAD, 0)), local(rows))
         return self.decoder(ids, self.decoder.latent_keys(latents), reads, local(rows), states)
 
-    def chained(self, rows, text):
-        """A ChainedBlock of last rows (K, D) behind a text, a list of ids."""
-        return ChainedBlock(self.encoder, self.decoder, rows, text)
+    def chained(self, rows, before):
+        """A ChainedBlock of last rows (K, D), behind the id `before`."""
+        return ChainedBlock(self.decoder, rows, before)
 
     def view(self, rows, window, head_width):
         """How a stack sees rows of bytes or patches."""

@@ -140,7 +140,7 @@ class BlockDrafter:
         drawing = replace(self.sampling, temperature=colder * self.sampling.temperature, top_p=1.0)
         # One stream of chance for drafts and verification
         drawing.generator = self.sampling.generator
-        ids, q = fill_block(state, text[-1:], text, self.size, self.unmask, drawing, self.watch)
+        ids, q = fill_block(state, text[-1:], text[-1], self.size, self.unmask, drawing, self.watch)
         if EOS in ids:
             limit = min(limit, ids.index(EOS) + 1)
         return Draft(ids[:limit], q)

@@ -21,7 +21,7 @@ import time
 import torch
 
 from data import Crops, describe_rest, document_ids, openings_of
-from diffusion import chained_nats, losses_of, make_blocks, next_byte_nats, whole_blocks
+from diffusion import chained_loss, losses_of, make_blocks, next_byte_nats, whole_blocks
 from fast.patching import calibrate, closes_of, mean_patch
 from layers import CrossAttention, Layer
 from measure.quality import written
@@ -56,13 +56,12 @@ def patcher_loss(model, ids, closes, generators, done):
 
 
 def chain_loss(model, ids, closes, corrupted, recipe):
-    """The chained head's loss alone, all else being frozen -> nats a cell."""
-    N = closes.shape[1]
+    """The chained head's loss alone, all else being frozen, a cell."""
     K = recipe.block_size
     with torch.no_grad():
-        rows = model.rows(ids[:, :-1], closes, corrupted.blocks)[:, N:]
+        rows = model.rows(ids[:, :-1], closes, corrupted.blocks)
     cells = K * whole_blocks(corrupted, K).sum()
-    return chained_nats(model, rows, ids, corrupted, K) / cells.clamp(min=1)
+    return chained_loss(model.decoder, rows, ids, corrupted, K) / cells.clamp(min=1)
 
 
 def model_loss(model, ids, closes, generators, done, recipe):

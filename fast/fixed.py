@@ -245,19 +245,17 @@ class FixedDecoder(PlainDecoder):
         self.rows = weight.new_zeros(c.block_size, c.width)
         self.states = weight.new_zeros(1 + c.block_size, c.chain_width)
 
-    def chained(self, encoder, rows, text):
+    def chained(self, rows, before):
         """As BLT. Only one block at a time."""
         self.rows[: len(rows)] = rows
-        return FixedBlock(encoder, self, rows, text)
+        return FixedBlock(self, rows, before)
 
-    def cell(self, ints, encoder):
-        """[number of the cell, the ids before it] -> the cell's logits (1, V)."""
-        number = ints[:1]
-        ids = ints[None, 1:]
+    def cell(self, ints):
+        """[number of the cell, the id before it] -> the cell's logits (1, V)."""
+        number, before = ints.view(2, 1)
         row = self.rows.index_select(0, number)
         state = self.states.index_select(0, number)
-        grams = encoder.grams(ids)
-        row, state = self.decoder.chain(row[None], ids[:, -1:], grams, state[None])
+        row, state = self.decoder.chain(row[None], before[None], state[None])
         self.states.index_copy_(0, number + 1, state[0])
         return self.head(row)[0]
 
@@ -268,14 +266,13 @@ class FixedBlock(ChainedBlock):
     def __init__(self, *parts):
         super().__init__(*parts)
         self.number = 0
-        self.cell = functools.partial(self.decoder.cell, encoder=self.encoder)
 
     def logits(self):
         """As model.ChainedBlock."""
-        ints = [self.number, *self.behind[-LEAD - 1 :]]
+        ints = [self.number, self.before]
         self.number += 1
         # The next replay writes to the same memory.
-        return self.decoder.graphs.run("cell", self.cell, ints).clone()
+        return self.decoder.graphs.run("cell", self.decoder.cell, ints).clone()
 
 
 def fixed(fast_model):

@@ -12,14 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import PAD
 from fast.cache import CachedView
 from layers import Layer, rotate
-from model import HASH_PRIME, LEAD, NGRAMS, ChainedBlock
+from model import ChainedBlock
 from patcher import Patcher
-
-# What a byte is multiplied by in the hash of an n-gram, n = 1..8, that it ends
-POWERS = [HASH_PRIME ** (n - 1) for n in range(1, LEAD + 2)]
 
 
 def unit(x, floor):
@@ -121,9 +117,9 @@ class PlainDecoder(nn.Module):
             reads = torch.zeros_like(ids)
         return self.decoder(ids, keys, reads, view, states)
 
-    def chained(self, encoder, rows, text):
+    def chained(self, rows, before):
         """As BLT."""
-        return ChainedBlock(encoder, self, rows, text)
+        return ChainedBlock(self, rows, before)
 
 
 class LeanDecoder(nn.Module):
@@ -198,9 +194,9 @@ class LeanDecoder(nn.Module):
             x = layer(x, view)
         return self.norm(x)
 
-    def chained(self, encoder, rows, text):
+    def chained(self, rows, before):
         """As BLT."""
-        return LeanChainedBlock(self.chain, encoder, rows, text)
+        return LeanChainedBlock(self.chain, rows, before)
 
 
 class LeanChain(nn.Module):
@@ -210,10 +206,9 @@ class LeanChain(nn.Module):
         super().__init__()
         chain = decoder.chain
         self.size = chain.out.in_features  # S, of its state
-        of_row, of_byte, of_grams = chain.gru.weight_ih_l0.chunk(3, 1)  # (3 S, D) each
+        of_row, of_byte = chain.gru.weight_ih_l0.chunk(2, 1)  # (3 S, D) each
         self.of_row = turned(of_row)  # (D, 3 S)
         self.of_byte = nn.Parameter(chain.embed.weight @ of_byte.T)  # (V, 3 S)
-        self.of_grams = nn.Parameter(of_grams.clone())  # (3 S, D)
         self.of_state = nn.Parameter(chain.gru.weight_hh_l0.clone())  # (3 S, S)
         self.head = decoder.head
         self.to_logits = nn.Parameter(decoder.head.weight @ chain.out.weight)  # (V, S)
@@ -222,40 +217,22 @@ class LeanChain(nn.Module):
 class LeanChainedBlock:
     """As model.ChainedBlock. What depends on no byte is multiplied out once a block."""
 
-    def __init__(self, chain, encoder, rows, text):
+    def __init__(self, chain, rows, before):
         self.chain = chain
-        self.tables = encoder.hashes.weight
-        self.table_size = encoder.config.ngram_table_size
         self.plain = iter(chain.head(rows))  # (V,) of each cell
         self.inputs = iter(rows @ chain.of_row)  # (3 S,) of each cell
         self.state = rows.new_zeros(chain.size)
-        # Of the last n ids, n = 0..8: the sums that their entries are made of
-        self.sums = [0] * (LEAD + 2)
-        for id_ in [PAD] * LEAD + text[-LEAD - 1 :]:
-            self.take(id_)
+        self.before = before
 
     def take(self, byte):
         """As model.ChainedBlock."""
-        self.byte = byte
-        # An n-gram is the one of n - 1 before it and this byte.
-        sums = zip(self.sums, POWERS)
-        self.sums = [0, *(before + byte * power for before, power in sums)]
-
-    def grams(self):
-        """model.LocalEncoder.grams of the last byte, (D,)."""
-        entries = []
-        for i, n in enumerate(NGRAMS):
-            wrapped = (self.sums[n] + 2**63) % 2**64 - 2**63  # as int64 is
-            entries.append(i * self.table_size + wrapped % self.table_size)
-        entries = torch.tensor([entries], device=self.tables.device)
-        return F.embedding_bag(entries, self.tables, mode="sum")[0]
+        self.before = byte
 
     def logits(self):
         """As model.ChainedBlock."""
         chain = self.chain
         S = chain.size
-        x = next(self.inputs) + chain.of_byte[self.byte]
-        x = torch.addmv(x, chain.of_grams, self.grams())
+        x = next(self.inputs) + chain.of_byte[self.before]
         h = torch.mv(chain.of_state, self.state)
         # As nn.GRU: gates reset and update, then the new state, (S,) each
         reset, update = torch.sigmoid(x[: 2 * S] + h[: 2 * S]).chunk(2)
@@ -301,9 +278,9 @@ class FastModel(nn.Module):
         """Where the weights lie."""
         return self.decoder.head.weight.device
 
-    def chained(self, rows, text):
+    def chained(self, rows, before):
         """As BLT."""
-        return self.decoder.chained(self.encoder, rows, text)
+        return self.decoder.chained(rows, before)
 
     def sizes(self):
         """Parameters by part, those of the model that was folded: Eq. 8 is about that one."""

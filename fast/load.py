@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 
 from data import BOS, MASK, encode
 from fast.fixed import FixedStream, fixed
@@ -51,22 +50,9 @@ def model_from(saved, **changes):
     """
     known = checkpoint.config_from(BLTConfig, saved, "config")
     config = replace(known, **changes)
-    saved = {**saved, "model": with_ngrams(saved["model"], known)}
     if config.chain_width and not known.chain_width:
         saved = {**saved, "model": {**BLT(config).init_weights().state_dict(), **saved["model"]}}
     return checkpoint.build(BLT, config, saved, "model", saved.get("as_stored"))
-
-
-def with_ngrams(weights, config):
-    """Weights of a model whose chained head may be of the time when it read no n-grams.
-
-    Then it reads them with weights of zero.
-    """
-    name = "decoder.chain.gru.weight_ih_l0"
-    of_inputs = weights.get(name)
-    if of_inputs is None or of_inputs.ndim != 2 or of_inputs.shape[1] != 2 * config.width:
-        return weights
-    return {**weights, name: F.pad(of_inputs, (0, config.width))}
 
 
 def load_model(path):
@@ -172,7 +158,7 @@ def answers_behind(state):
     rows = state.peek(drafted, [MASK] * K)
     logits.append(decoder.head(rows))
     if K and state.model.config.chain_width:
-        cells = state.model.chained(rows[-K:], PROBE[:2])
+        cells = state.model.chained(rows[-K:], PROBE[1])
         for byte in PROBE[2:5][:K]:
             logits.append(cells.logits())
             cells.take(byte)

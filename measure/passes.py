@@ -72,7 +72,7 @@ def encoder_global_pass(stream, low, high, old, new):
 def draw_cells(model, rows):
     """Draw the cells of a block with the chained head, greedily. rows (n, D): the decoder's."""
     sampling = Sampling()
-    cells = model.chained(rows, [ANY])
+    cells = model.chained(rows, ANY)
     for _ in range(len(rows)):
         q = distribution(cells.logits(), sampling)
         cells.take(draw(q, sampling)[0])

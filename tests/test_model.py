@@ -4,7 +4,6 @@ from dataclasses import asdict, fields
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import ROOT, make_models, random_ids
 
 from data import BOS, MASK, PAD, encode
@@ -280,11 +279,10 @@ def test_a_chained_block_is_the_chained_head():
     """Cell by cell with what was drawn, or all at once with what is known."""
     model, _ = make_models(1, chain_width=6)
     rows = torch.randn(4, 32, dtype=torch.float64)
-    text = random_ids(11, 1).tolist()
-    grams = model.encoder.grams(F.pad(torch.tensor([text]), (LEAD, 0)))
-    whole, _ = model.decoder.chain(rows[None], torch.tensor([text[-4:]]), grams[:, -4:])
-    cells = model.chained(rows, text[:-3])
-    for j, id_ in enumerate([*text[-3:], 100]):
+    before, *ids = random_ids(5, 1).tolist()
+    whole, _ = model.decoder.chain(rows[None], torch.tensor([[before, *ids[:3]]]))
+    cells = model.chained(rows, before)
+    for j, id_ in enumerate(ids):
         logits = cells.logits()
         assert logits.shape == (1, 260)
         assert torch.allclose(logits, model.decoder.head(whole[:, j]), atol=1e-12)
@@ -345,33 +343,17 @@ def test_a_chained_head_is_new_where_there_was_none(trained_file):
     """And begins by changing nothing; one that is there stays."""
     saved = checkpoint.load(trained_file)
     rows = torch.randn(2, 4, 64)
-    before = torch.full((2, 4), 100), torch.randn(2, 4, 64)
-    assert not torch.equal(model_from(saved).decoder.chain(rows, *before)[0], rows)
+    before = torch.full((2, 4), 100)
+    assert not torch.equal(model_from(saved).decoder.chain(rows, before)[0], rows)
     saved["config"].pop("chain_width")
     saved["model"] = {k: v for k, v in saved["model"].items() if "chain" not in k}
     assert model_from(saved).decoder.chain is None
     torch.manual_seed(0)
     new = model_from(saved, chain_width=10)
     assert new.config.chain_width == 10
-    assert torch.equal(new.decoder.chain(rows, *before)[0], rows)
+    assert torch.equal(new.decoder.chain(rows, before)[0], rows)
     state = new.state_dict()
     assert all(torch.equal(state[k], saved["model"][k]) for k in saved["model"])
-
-
-@torch.no_grad()
-def test_a_chained_head_that_read_no_ngrams_says_what_it_said(trained_file):
-    """Checkpoints of before: n-grams weigh nothing in them."""
-    saved = checkpoint.load(trained_file)
-    name = "decoder.chain.gru.weight_ih_l0"
-    saved["model"][name] = saved["model"][name][:, :128]
-    chain = model_from(saved).decoder.chain
-    rows = torch.randn(2, 4, 64)
-    before = torch.full((2, 4), 100)
-    with_some, _ = chain(rows, before, torch.randn(2, 4, 64))
-    without, _ = chain(rows, before, torch.zeros(2, 4, 64))
-    assert torch.equal(with_some, without)
-    assert torch.equal(chain.gru.weight_ih_l0[:, :128], saved["model"][name])
-    assert not torch.equal(with_some, rows)
 
 
 def test_a_checkpoint_without_its_model_is_refused(trained_file, tmp_path):
