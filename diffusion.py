@@ -2,7 +2,7 @@
 
 Run it to see blocks and what they hide on a line of text, and to draw who sees whom:
 
-    python diffusion.py --text "def main():" --plot mask.png
+    python diffusion.py --text "Once upon a" --plot mask.png
 
 Who sees whom is `layers.sees`, one rule for training and generation.
 

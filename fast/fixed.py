@@ -206,12 +206,7 @@ class FixedStream(Stream):
         oldest = min(old, self.at(self.decoded).patches_closed - 1)
         self.latent_cache.span(oldest * each, (old + M) * each)
         slot = old * each - self.latent_cache.base
-        members = [-1] * (M * longest)
-        for i in range(n):
-            # Behind how many patches it stands, and where the one that it belongs to starts
-            before = self.at(low + i - 1)
-            place = low + i - before.open_start
-            members[(before.patches_closed - old) * longest + place] = i
+        members = self.members(low, high, old, M, longest)
         ids = [self.at(i).id for i in range(low - LEAD, high)] + [PAD] * (size - n)
         ints = [*of_bytes, *of_patches, slot, *members, *ids]
         self.passes.graphs.run("patches", functools.partial(self.passes.patches, M=M), ints)

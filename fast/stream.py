@@ -217,15 +217,27 @@ class Stream:
     def patch_pass(self, low, high, old, new):
         """As encode_patches; there is room for the latents."""
         states = self.states_between(low, high)
-        # (1, n)
-        closes = torch.tensor([[self.closes(i) for i in range(low, high)]], device=self.device)
+        longest = self.model.config.max_patch or high - low
+        members = self.members(low, high, old, new - old, longest)
+        members = torch.tensor(members, device=self.device).view(1, -1, longest)
         # (1, M, G) each
-        vectors = self.model.encoder(states[None], closes)
+        vectors = self.model.encoder.vectors(states[None], members)
         latents = self.model.globe(vectors, self.global_cache.view(old, new - old))
         each = self.model.decoder.latent_shape[1]
         # (layers, kinds, M each, width)
         rows = self.latent_cache.span(old * each, new * each)
         rows.copy_(self.model.decoder.latent_rows(latents))
+
+    def members(self, low, high, old, M, longest):
+        """model.bytes_of_patches, known without a pass: the bytes low..high-1, numbered from 0, of
+        M patches from number `old` on -> list of M `longest`, -1 where a patch is shorter.
+        """
+        found = [-1] * (M * longest)
+        for i in range(low, high):
+            before = self.at(i - 1)
+            patch = before.patches_closed - old
+            found[patch * longest + i - before.open_start] = i - low
+        return found
 
     # ---- rows -> logits
 

@@ -149,8 +149,8 @@ def show_blocks(data, closes, corrupted, K, plot=None):
     """
     N = len(data)  # clean rows: BOS and all bytes but the last
     print("patches   " + show_patches(patches_of(data, closes[1:])))
-    # ^ is BOS, · what lies past the end of the text
-    letters = ["^", *(visible([byte], SPACE) for byte in data), *(["·"] * K)]
+    # ▸ is BOS, · what lies past the end of the text
+    letters = ["▸", *(visible([byte], SPACE) for byte in data), *(["·"] * K)]
     print(f"\nblocks of K = {K}, with the noise t of each and what it hides (░)")
     blocks = corrupted.blocks
     # (P,) -> (blocks, K) each, in the order of their starts

@@ -2,10 +2,10 @@
 
 import statistics
 
-from support.pictures import BLUE, GREEN, RED, pyplot, save_figure
+from support.pictures import BLUE, GREEN, INK, RED, pyplot, save_figure
 
 METHODS = {"blt": "BLT", "blts": "BLT-S", "bltd": "BLT-D", "bltdv": "BLT-DV", "lookup": "lookup"}
-COLOURS = {"blt": "black", "blts": BLUE, "bltd": RED, "bltdv": GREEN, "lookup": "#CC79A7"}
+COLOURS = {"blt": INK, "blts": BLUE, "bltd": RED, "bltdv": GREEN, "lookup": "#CC79A7"}
 TICKS = [n * 10.0**power for power in range(-3, 5) for n in (1, 1.5, 2, 3, 4, 6, 8)]
 GB = "parameters read, GB a generation (Eq. 8)"
 MS = "time, ms a byte"

@@ -12,7 +12,8 @@ BLUE = "#0072B2"
 ORANGE = "#E69F00"
 GREEN = "#009E73"
 RED = "#D55E00"
-BLANK = "#ECECEC"
+BLANK = "#80808033"  # a little darker or lighter than the page
+INK = "#767676"  # can be read on a white page and on a dark one, as pictures have no ground
 MONO = {"family": "DejaVu Sans Mono", "ha": "center", "va": "center"}
 
 
@@ -35,7 +36,9 @@ def pyplot():
     """matplotlib's pyplot, drawing to files. Raises BadInput where the package is missing."""
     package("matplotlib", "a picture").use("Agg")
     plt = package("matplotlib.pyplot", "a picture")
-    plt.rcParams.update({"font.size": 10, "svg.fonttype": "none"})
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    plt.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.transparent": True})
+    plt.rcParams.update(dict.fromkeys(inks, INK))
     return plt
 
 
@@ -55,25 +58,21 @@ def draw_mask(path, seen, names, groups):
     R = range(len(names))
     figure, axis = plt.subplots(figsize=(6.5, 6.8), layout="constrained")
     kinds = {"hidden": BLANK, "reads a clean row": BLUE, "reads its own block": ORANGE}
-    colours = plt.matplotlib.colors.ListedColormap(list(kinds.values()))
-
-    def kind(r, c):
-        # The number of one of `kinds`
-        if not seen[r][c]:
-            return 0
-        return 1 if c < N else 2
-
-    axis.imshow([[kind(r, c) for c in R] for r in R], colours, vmin=0, vmax=2)
-    for edge in R:
-        gap = {"color": "white", "lw": 8 if edge in accumulate(groups) else 2}
-        axis.axhline(edge - 0.5, **gap)
-        axis.axvline(edge - 0.5, **gap)
-    axis.set_xticks(R, names, family=MONO["family"])
-    axis.set_yticks(R, names, family=MONO["family"])
+    starts = [0, *accumulate(groups)]
+    # Where each row is drawn: groups stand apart
+    place = [r + 0.5 * sum(r >= start for start in starts[1:]) for r in R]
+    for r in R:
+        for c in R:
+            colour = BLANK if not seen[r][c] else BLUE if c < N else ORANGE
+            axis.add_patch(plt.Rectangle((place[c] - 0.44, place[r] - 0.44), 0.88, 0.88, fc=colour))
+    axis.set(xlim=(-1, place[-1] + 1), ylim=(place[-1] + 1, -1), aspect="equal")
+    axis.set_xticks(place, names, family=MONO["family"])
+    axis.set_yticks(place, names, family=MONO["family"])
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
     axis.spines[:].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, fc=kinds[name], label=name) for name in kinds]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    title = f"{N} clean bytes, then blocks of {groups[1]}: a block reads itself,\n"
-    figure.suptitle(title + "and the clean bytes before its start, not those it hides")
+    title = f"{N} clean bytes (▸ begins the text), then blocks of {groups[1]}, one at each patch,\n"
+    title += "over later bytes too (· is past the end). A block reads itself\n"
+    figure.suptitle(title + "and the clean bytes before its start, not those it hides.", size=11)
     save_figure(figure, path)
