@@ -157,7 +157,7 @@ def losses_of(model, ids, closes, corrupted, recipe):
     drafted = (nats * corrupted.blocks.draft).sum()
     chained = torch.zeros_like(drafted)
     if model.decoder.chain:
-        chained = chained_loss(model.decoder, rows, ids, corrupted, recipe.block_size)
+        chained, _ = chained_loss(model.decoder, rows, ids, corrupted, recipe.block_size)
     return Losses(clean, nats.sum() - drafted, chained, drafted)
 
 
@@ -179,7 +179,7 @@ def wide(logits):
 
 
 def chained_loss(decoder, rows, ids, corrupted, K):
-    """Sum over the cells of wholly masked blocks, each knowing the bytes before it.
+    """Sums over the cells of wholly masked blocks, each knowing the bytes before it: loss, nats.
 
     It learns not the byte there, but p, what the model itself says of it, since that is what will
     verify a draft: what is drawn from q is kept with probability sum of min(p, q). Cross-entropy
@@ -193,9 +193,10 @@ def chained_loss(decoder, rows, ids, corrupted, K):
         p = wide(decoder.head(cells_of(clean, corrupted, K))).softmax(-1)  # (B blocks, K, V)
     cells, _ = decoder.chain(cells_of(rows[:, N:], corrupted, K), before)
     log_q = wide(decoder.head(cells)).log_softmax(-1)
-    kept = torch.minimum(p, log_q.exp()).sum(-1)
-    loss = REJECTED * (1 - kept) - (p * log_q).sum(-1)
-    return (loss * whole_blocks(corrupted, K)).sum()
+    nats = -(p * log_q).sum(-1)
+    loss = nats + REJECTED * (1 - torch.minimum(p, log_q.exp()).sum(-1))
+    whole = whole_blocks(corrupted, K)
+    return (loss * whole).sum(), (nats * whole).sum()
 
 
 def cells_of(rows, corrupted, K):
@@ -295,8 +296,7 @@ def chain_block(state, decided, before, size, threshold, sampling, watch):
 def fill_block(state, decided, before, size, unmask, sampling, watch):
     """Fill a block by any of RULES. before: the id in front of it."""
     if unmask.rule == "chained":
-        threshold = unmask.threshold or 0.0
-        return chain_block(state, decided, before, size, threshold, sampling, watch)
+        return chain_block(state, decided, before, size, unmask.threshold or 0.0, sampling, watch)
     return denoise(state, decided, size, unmask, sampling, watch)
 
 

@@ -491,7 +491,7 @@ def test_the_chained_loss_equals_a_slow_loop(drafts):
     blocks = corrupted.blocks
     rows = model.rows(ids[:, :-1], closes, blocks)
     own = decoder.head(rows[:, :40]).softmax(-1)
-    expected = 0.0
+    expected = nats = 0.0
     whole = 0
     for b, _, last in each_block(corrupted, width):
         cells = range(last - K, last)
@@ -508,10 +508,12 @@ def test_the_chained_loss_equals_a_slow_loop(drafts):
             rejected = 1.0
             for of_byte, drawn in zip(own[b, before].tolist(), q.tolist()):
                 rejected -= min(of_byte, drawn)
-                expected -= of_byte * math.log(drawn)
+                nats -= of_byte * math.log(drawn)
             expected += REJECTED * rejected
+    expected += nats
     assert 3 < whole < corrupted.targets.shape[1] // width * 2
-    assert chained_loss(decoder, rows, ids, corrupted, K).item() == pytest.approx(expected)
+    got = chained_loss(decoder, rows, ids, corrupted, K)
+    assert [x.item() for x in got] == pytest.approx([expected, nats])
     losses = losses_of(model, ids, closes, corrupted, recipe)
     assert losses.chained.item() == pytest.approx(expected)
     others = slow_losses(model, ids, closes, corrupted, width)
@@ -519,7 +521,7 @@ def test_the_chained_loss_equals_a_slow_loop(drafts):
     total += recipe.draft_weight * others["drafted"]
     assert losses.total(recipe, 80).item() == pytest.approx(total / 80, rel=1e-6)
     alone = chain_loss(model, ids, closes, corrupted, recipe)
-    assert alone.item() == pytest.approx(expected / (K * whole))
+    assert [x.item() * K * whole for x in alone] == pytest.approx([expected, nats])
 
 
 def test_the_chained_head_teaches_the_head_and_not_what_verifies_it():
@@ -528,7 +530,7 @@ def test_the_chained_head_teaches_the_head_and_not_what_verifies_it():
     recipe = Recipe(4, full_share=1.0, cells_per_byte=2.0)
     ids, closes, corrupted = text_and_blocks(patcher, n=40, recipe=recipe, seed=7, rows=2)
     rows = model.rows(ids[:, :-1], closes, corrupted.blocks).detach().requires_grad_()
-    chained_loss(model.decoder, rows, ids, corrupted, 4).backward()
+    chained_loss(model.decoder, rows, ids, corrupted, 4)[0].backward()
     assert not rows.grad[:, :40].any()
     assert rows.grad[:, 40:].any()
 
