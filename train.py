@@ -46,8 +46,8 @@ PATCHER_SHARE = 0.07  # of the minutes, for the entropy model; finding patches t
 #
 # ids (B, N + 1), closes (B, N), a random generator for each row, and the share of the run that is
 # done -> what is minimised and, of it, what clean bytes cost; both in nats a byte. The second is
-# what the progress bar shows: it can be compared between plain BLT and BLT-D. Where the chained head
-# alone is trained, it is what a drafted byte costs.
+# what the progress bar shows: it can be compared between plain BLT and BLT-D. Where the chained
+# head alone is trained, it is what a drafted byte costs.
 
 
 def patcher_loss(model, ids, closes, generators, done):
