@@ -15,7 +15,7 @@ from support.terminal import BadInput, Parser, package, read_file, run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 FRAMES = 56  # of the animation
-SIZE = 1240, 850  # pixels
+SIZE = 1240, 780  # pixels
 
 
 def film(page, path):
