@@ -107,7 +107,9 @@ FAST = {"folded": fast_of, "unfolded": unfolded_of}
 def count_passes(model, patcher):
     """A dict that counts, from now on, how often each part really runs."""
     ran = {"decoder": 0, "encoder": 0, "globe": 0, "entropy": 0}
-    parts = {"decoder": model.decoder, "encoder": model.encoder, "globe": model.globe}
+    # Its cross-attention, since a Stream knows the patches that LocalEncoder.forward looks for
+    encoder = model.encoder.cross
+    parts = {"decoder": model.decoder, "encoder": encoder, "globe": model.globe}
 
     def watch(name, module):
         def one_more(*_):
