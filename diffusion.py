@@ -162,10 +162,7 @@ def losses_of(model, ids, closes, corrupted, recipe):
 
 
 def next_byte_nats(logits, ids):
-    """Sum of -log p over every next byte, the last position's too (Eq. 5).
-
-    logits (B, N, V), ids (B, N + 1).
-    """
+    """Sum of -log p over every next byte (Eq. 5): logits (B, N, V), ids (B, N + 1) -> nats."""
     return nats_of(logits, ids[:, 1:]).sum()
 
 
@@ -175,15 +172,17 @@ def nats_of(logits, targets):
 
 
 def wide(logits):
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))  # or float64
+    """Logits in float32, or float64 if they are: sums of half precision would be too coarse."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def chained_loss(decoder, rows, ids, corrupted, K):
-    """Sums over the cells of wholly masked blocks, each knowing the bytes before it: loss, nats.
+    """Sums over the cells of wholly masked blocks, each knowing the bytes before it -> loss, nats.
 
-    It learns not the byte there, but p, what the model itself says of it, since that is what will
-    verify a draft: what is drawn from q is kept with probability sum of min(p, q). Cross-entropy
-    beside it goes on where the two do not meet. rows (B, N + P, D): the decoder's. ids (B, N + 1).
+    The head learns not the byte of a cell, but p, what the model itself says of it: that is what
+    will verify a draft (§5), and what is drawn from q is kept with probability sum of min(p, q).
+    Cross-entropy, the nats, helps where p and q do not overlap yet. rows (B, N + P, D): the
+    decoder's last ones, of the text and of blocks. ids (B, N + 1).
     """
     N = ids.shape[1] - 1
     place = (corrupted.blocks.positions - 1).clamp(max=N - 1)  # (B, P): in front of each row
@@ -193,10 +192,10 @@ def chained_loss(decoder, rows, ids, corrupted, K):
         p = wide(decoder.head(cells_of(clean, corrupted, K))).softmax(-1)  # (B blocks, K, V)
     cells, _ = decoder.chain(cells_of(rows[:, N:], corrupted, K), before)
     log_q = wide(decoder.head(cells)).log_softmax(-1)
-    nats = -(p * log_q).sum(-1)
-    loss = nats + REJECTED * (1 - torch.minimum(p, log_q.exp()).sum(-1))
     whole = whole_blocks(corrupted, K)
-    return (loss * whole).sum(), (nats * whole).sum()
+    nats = -((p * log_q).sum(-1) * whole).sum()
+    rejected = ((1 - torch.minimum(p, log_q.exp()).sum(-1)) * whole).sum()
+    return nats + REJECTED * rejected, nats
 
 
 def cells_of(rows, corrupted, K):
