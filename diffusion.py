@@ -4,11 +4,10 @@ Run it to see blocks and what they hide on a line of text, and to draw who sees 
 
     python diffusion.py --text "Once upon a" --plot mask.png
 
-Who sees whom is `layers.sees`, one rule for training and generation.
-
-How blocks are trained is a support/presets.Recipe, which explains its fields. Letters in shape
-comments: B batch, N byte positions, K block size (cells), P rows of all blocks (K for each, K + 1
-with draft rows), V vocabulary, D width, t noise level.
+Who sees whom is `layers.sees`, one rule for training and generation. How blocks are trained is a
+support/presets.Recipe, which explains its fields. Letters in shape comments: B batch, N byte
+positions, K block size (cells), P rows of all blocks (K for each, K + 1 with draft rows), V
+vocabulary, D width, t noise level.
 """
 
 import math
@@ -17,24 +16,24 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from data import MASK, PAD
+from data import MASK
 from generate import Output, Sampling, ban, distribution, draw, sureness
 from model import Blocks
+from support.checkpoint import check_block_size
 from support.generation import Watch
 from support.hardware import sent
-from support.terminal import BadInput
 
 # ---- training: where blocks start, and what they hide
 
-REJECTED = 3.0  # what a rejected draft weighs in chained_loss, beside a nat of cross-entropy
+REJECTED = 10.0  # what a rejected byte weighs in draft_loss, beside a nat of cross-entropy
 
 
 class Corrupted(NamedTuple):
     """Blocks beside a batch of text, and what the loss needs of each of their rows, (B, P)."""
 
     blocks: Blocks
-    targets: torch.Tensor  # of a cell the byte itself, of a draft row the next; PAD past the end
-    counts: torch.Tensor  # bool: the row has a target, and is hidden if it is a cell
+    place: torch.Tensor  # the clean row in front of the byte that it is to tell
+    counts: torch.Tensor  # bool: there is such a byte, and it is hidden
     weight: torch.Tensor  # 1/t of a cell's block, 1 of a draft row
     width: int  # rows of each block
 
@@ -117,25 +116,24 @@ def make_blocks(ids, closes, recipe, generators):
     # (B, blocks, rows of a block): where each stands, and where the byte stands that it is to tell
     positions = starts[..., None] + torch.arange(hidden.shape[2], device=ids.device)
     told = positions + draft.long()
-    bytes_there = ids.gather(1, positions.clamp(max=N).flatten(1)).view_as(positions)
-    targets = ids.gather(1, told.clamp(max=N).flatten(1)).view_as(positions)
-    targets = torch.where(told <= N, targets, PAD)
     counts = (told <= N) & wanted[..., None] & (hidden | draft)
     weight = torch.where(draft, 1.0, 1 / t)
+    bytes_there = ids.gather(1, positions.clamp(max=N).flatten(1)).view_as(positions)
     given = torch.where(hidden | (positions > N), MASK, bytes_there)
     starts = starts[..., None].expand_as(positions)
     # each (B, blocks, rows of a block) -> (B, P)
     blocks = Blocks(*(rows.flatten(1) for rows in (given, positions, starts, draft)))
-    return Corrupted(blocks, *(x.flatten(1) for x in (targets, counts, weight)), hidden.shape[2])
+    place = (told - 1).clamp(max=N - 1)
+    return Corrupted(blocks, *(x.flatten(1) for x in (place, counts, weight)), hidden.shape[2])
 
 
 class Losses(NamedTuple):
-    """Sums over a batch, by what is predicted; all but `chained` of nats."""
+    """Sums over a batch, by what is predicted."""
 
-    clean: torch.Tensor  # every next byte
-    hidden: torch.Tensor  # masked cells, each weighed by 1/t
-    chained: torch.Tensor  # cells of wholly masked blocks: chained_loss
-    drafted: torch.Tensor  # the next byte of every draft row
+    clean: torch.Tensor  # nats of every next byte
+    hidden: torch.Tensor  # nats of masked cells, each weighed by 1/t
+    chained: torch.Tensor  # draft_loss of the cells of wholly masked blocks, by the chained head
+    drafted: torch.Tensor  # draft_loss of every draft row
 
     def total(self, recipe, count):
         """What is minimised, for each of `count` clean bytes.
@@ -152,13 +150,18 @@ def losses_of(model, ids, closes, corrupted, recipe):
     rows = model.rows(ids[:, :-1], closes, corrupted.blocks)  # (B, N + P, D)
     logits = model.decoder.head(rows)
     clean = next_byte_nats(logits[:, :N], ids)
-    # (B, P): Eq. 6 over the hidden cells, the next byte's loss over draft rows
-    nats = nats_of(logits[:, N:], corrupted.targets) * corrupted.weight * corrupted.counts
-    drafted = (nats * corrupted.blocks.draft).sum()
-    chained = torch.zeros_like(drafted)
+    draft = corrupted.blocks.draft
+    # (B, P): Eq. 6 over the hidden cells
+    nats = nats_of(logits[:, N:], ids[:, 1:].gather(1, corrupted.place)) * corrupted.weight
+    hidden = (nats * (corrupted.counts & ~draft)).sum()
+    p = verifier(logits[:, :N], corrupted)
+    chained = drafted = torch.zeros_like(clean)
+    if recipe.draft_weight:
+        loss, _ = draft_loss(p, logits[:, N:])
+        drafted = (loss * (corrupted.counts & draft)).sum()
     if model.decoder.chain:
-        chained, _ = chained_loss(model.decoder, rows, ids, corrupted, recipe.block_size)
-    return Losses(clean, nats.sum() - drafted, chained, drafted)
+        chained, _ = chained_loss(model.decoder, p, rows[:, N:], ids, corrupted, recipe.block_size)
+    return Losses(clean, hidden, chained, drafted)
 
 
 def next_byte_nats(logits, ids):
@@ -176,26 +179,38 @@ def wide(logits):
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def chained_loss(decoder, rows, ids, corrupted, K):
+def verifier(logits, corrupted):
+    """What will verify a draft (§5): the clean rows' logits (B, N, V) -> p (B, P, V).
+
+    For each row of a block the distribution of the byte that it is to tell, as the model itself
+    sees it. No gradient goes that way: drafts follow the model, and not the model its drafts.
+    """
+    place = corrupted.place[..., None].expand(-1, -1, logits.shape[2])
+    return wide(logits.detach().gather(1, place)).softmax(-1)
+
+
+def draft_loss(p, logits):
+    """What each row of a draft costs: p (..., V), and logits (..., V) of its q -> loss, nats (...).
+
+    Such a row learns not the byte that stands there, but p: what is drawn from q is kept with
+    probability sum of min(p, q). Cross-entropy, the nats, helps where the two do not overlap yet.
+    """
+    log_q = wide(logits).log_softmax(-1)
+    nats = -(p * log_q).sum(-1)
+    rejected = 1 - torch.minimum(p, log_q.exp()).sum(-1)
+    return nats + REJECTED * rejected, nats
+
+
+def chained_loss(decoder, p, rows, ids, corrupted, K):
     """Sums over the cells of wholly masked blocks, each knowing the bytes before it -> loss, nats.
 
-    The head learns not the byte of a cell, but p, what the model itself says of it: that is what
-    will verify a draft (§5), and what is drawn from q is kept with probability sum of min(p, q).
-    Cross-entropy, the nats, helps where p and q do not overlap yet. rows (B, N + P, D): the
-    decoder's last ones, of the text and of blocks. ids (B, N + 1).
+    p (B, P, V) of `verifier`; rows (B, P, D): the decoder's last ones of blocks; ids (B, N + 1).
     """
-    N = ids.shape[1] - 1
-    place = (corrupted.blocks.positions - 1).clamp(max=N - 1)  # (B, P): in front of each row
-    before = cells_of(ids.gather(1, place), corrupted, K)
-    clean = rows[:, :N].gather(1, place[..., None].expand(-1, -1, rows.shape[2]))
-    with torch.no_grad():
-        p = wide(decoder.head(cells_of(clean, corrupted, K))).softmax(-1)  # (B blocks, K, V)
-    cells, _ = decoder.chain(cells_of(rows[:, N:], corrupted, K), before)
-    log_q = wide(decoder.head(cells)).log_softmax(-1)
+    before = cells_of(ids.gather(1, corrupted.place), corrupted, K)
+    cells, _ = decoder.chain(cells_of(rows, corrupted, K), before)
     whole = whole_blocks(corrupted, K)
-    nats = -((p * log_q).sum(-1) * whole).sum()
-    rejected = ((1 - torch.minimum(p, log_q.exp()).sum(-1)) * whole).sum()
-    return nats + REJECTED * rejected, nats
+    both = draft_loss(cells_of(p, corrupted, K), decoder.head(cells))
+    return [(cost * whole).sum() for cost in both]
 
 
 def cells_of(rows, corrupted, K):
@@ -205,8 +220,7 @@ def cells_of(rows, corrupted, K):
 
 def whole_blocks(corrupted, K):
     """Which blocks are masked whole, as every draft begins: (B blocks, 1) bool."""
-    hidden = corrupted.counts & ~corrupted.blocks.draft
-    return cells_of(hidden, corrupted, K).all(-1, keepdim=True)
+    return cells_of(corrupted.counts & ~corrupted.blocks.draft, corrupted, K).all(-1, keepdim=True)
 
 
 # ---- which masked cells to unmask: probabilities p (K, V), masked (K,) bool -> bool (K,), at least
@@ -230,12 +244,8 @@ def entropy_bounded(p, masked, gamma):
     return torch.zeros_like(masked).scatter_(0, index, chosen)
 
 
-def one_step(p, masked, _=None):
-    """Everything at once."""
-    return masked
-
-
-UNMASK = {"confidence": confidence, "entropy": entropy_bounded, "one-step": one_step}
+UNMASK = {"confidence": confidence, "entropy": entropy_bounded}
+UNMASK["one-step"] = lambda p, masked, _: masked  # everything at once
 RULES = (*UNMASK, "chained")  # or cell by cell: chain_block
 
 
@@ -247,7 +257,6 @@ class Unmask(NamedTuple):
 
 
 # ---- generation: one block
-#
 # state: of generate.py. decided: ids behind its text that it has not taken in. -> list of ids, and
 # what each was drawn from (n, V), or None where that is not known.
 
@@ -260,7 +269,7 @@ def denoise(state, decided, size, unmask, sampling, watch):
         rows = state.peek(decided, ids.tolist())[-size:]
         logits = state.model.decoder.head(rows).cpu()
         q = distribution(logits, sampling)
-        p = torch.softmax(ban(logits.float(), sampling), -1)
+        p = torch.softmax(ban(logits, sampling), -1)
         pick = UNMASK[unmask.rule](p, masked, unmask.threshold)
         ids = torch.where(pick, torch.tensor(draw(q, sampling)), ids)
         masked = masked & ~pick
@@ -318,21 +327,6 @@ def generate_bltd(state, prompt, max_bytes, *, block_size, unmask, sampling=None
         if not out.write(block):
             return out.finish()
         state.advance(block)
-
-
-def check_block_size(model, block_size, rule=None):
-    """Raises BadInput where a model can't fill blocks of that size, or not by that rule."""
-    trained = model.config.block_size
-    if not trained:
-        advice = "train a BLT-D with `python train.py --block-size 8`"
-        raise BadInput(f"this checkpoint is a plain BLT (K = 0), it can't fill blocks: {advice}")
-    if not 1 <= block_size <= trained:
-        problem = f"was trained for blocks of up to {trained} bytes, not {block_size}"
-        advice = "give a smaller --block-size or train with that one"
-        raise BadInput(f"this checkpoint {problem}: {advice}")
-    if rule == "chained" and not model.config.chain_width:
-        advice = "train one with `python train.py --init-from FILE --recipe chain`"
-        raise BadInput(f"this checkpoint has no chained head: give another --unmask, or {advice}")
 
 
 if __name__ == "__main__":

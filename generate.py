@@ -26,14 +26,17 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from data import BOS, EOS, MASK, PAD
+from data import BOS, EOS, MASK, PAD, VOCAB
 from model import Blocks
 from support.generation import Counters, Generation, Watch
 from support.hardware import synchronize
 
-NO_OUTPUT = torch.tensor([PAD, BOS, MASK, EOS])  # ids that are no bytes; the last ends a text
+# Added to logits: ids that are no bytes never come out, and in the second row EOS neither.
+BANNED = torch.zeros(2, VOCAB)
+BANNED[:, [PAD, BOS, MASK]] = BANNED[1, EOS] = -math.inf
 
 
 @dataclass
@@ -51,30 +54,27 @@ class Sampling:
 
 
 def ban(logits, sampling):
-    """Logits (..., V) without the ids that are no output: PAD, BOS, MASK, and EOS if ignored."""
-    banned = NO_OUTPUT if sampling.ignore_eos else NO_OUTPUT[:-1]
-    return logits.index_fill(-1, banned.to(logits.device), -math.inf)
+    """Logits (..., V) in float32 or more, without PAD, BOS, MASK, and EOS if it is ignored."""
+    return logits + BANNED[int(sampling.ignore_eos)].to(logits.device)
 
 
 def distribution(logits, sampling):
     """What `draw` draws the next byte from: logits (n, V) -> probabilities (n, V) on the CPU.
 
-    Never in less than float32. At temperature 0 it returns logits, without those that are banned:
-    the best one needs no probability.
+    At temperature 0 it returns logits, without the banned: the best one needs no probability.
     """
     logits = ban(logits.cpu(), sampling)
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
     if sampling.temperature == 0:
         return logits
     p = torch.softmax(logits / sampling.temperature, -1)
     if sampling.top_p == 1:
         return p
-    ordered, index = p.sort(-1, descending=True)
-    # (n, V): kept while the mass in front of an id is below top_p
-    ordered *= ordered.cumsum(-1) - ordered < sampling.top_p
-    ordered /= ordered.sum(-1, keepdim=True)
-    return p.scatter_(-1, index, ordered)
+    ordered = torch.from_numpy(np.sort(p.detach().numpy())).flip(-1)  # NumPy sorts short rows fast
+    # Kept are ids with less mass in front of them than top_p, and those like the last of these
+    kept = ordered.cumsum(-1) - ordered < sampling.top_p
+    least = torch.where(kept, ordered, 1.0).amin(-1, keepdim=True)
+    p = torch.where(p < least, 0.0, p)
+    return p / p.sum(-1, keepdim=True)
 
 
 def draw(p, sampling):

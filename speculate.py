@@ -1,9 +1,8 @@
 """Drafts that are verified: BLT-S, BLT-DV and prompt lookup (Fast BLT §5); the table of modes.
 
 Lossless: greedy output is byte for byte plain BLT's, and sampled output has its distribution (where
-two logits lie within rounding of each other, passes of different widths may order them apart). A
-draft is just bytes, and for sampling the distributions they were drawn from; one `verify` and one
-loop serve every drafter. Run it to watch rounds of draft and verification:
+two logits lie within rounding of each other, passes of different widths may order them apart). One
+`verify` and one loop serve every drafter. Run it to watch rounds of draft and verification:
 
     python speculate.py --prompt "def "
 
@@ -12,13 +11,15 @@ Letters in shape comments: n drafted bytes, K block size, k draft size, V vocabu
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from data import EOS
-from diffusion import Unmask, check_block_size, fill_block, generate_bltd
+from diffusion import Unmask, fill_block, generate_bltd
 from generate import Output, Sampling, distribution, draw, generate, sureness
+from support.checkpoint import check_block_size
 from support.generation import Watch
 from support.ngrams import LastPlaces
 
@@ -32,6 +33,9 @@ def verify(p, drafted, q, sampling):
     n ids. q (n, V): what they were drawn from, or None for a draft that did not depend on chance.
     What comes out is distributed as p alone would have it, whatever the draft. Greedy, a byte is
     accepted iff it is the model's own, whatever q is.
+
+    Algorithm 2 accepts byte after byte with probability min(1, p/q). In block verification (Sun et
+    al. 2025) a byte that p likes more than q makes up for one before it that p likes less.
     """
     if q is None or sampling.temperature == 0:
         own = draw(p, sampling)  # the model's byte after each prefix
@@ -39,14 +43,24 @@ def verify(p, drafted, q, sampling):
             if own[j] != x:
                 return j, own[j]
         return len(drafted), own[-1]
-    for j, x in enumerate(drafted):
-        # Accept with probability min(1, p/q), else draw from what p has more of than q.
-        if torch.rand((), generator=sampling.generator) * q[j, x] >= p[j, x]:
-            left = (p[j] - q[j]).clamp(min=0)
-            if left.sum() == 0:  # rounding: p and q are the same
-                left = p[j]
-            return j, draw(left[None], sampling)[0]
-    return len(drafted), draw(p[-1:], sampling)[0]  # the free byte
+    ids = torch.tensor(drafted)[:, None]
+    ratios = (p[:-1].gather(1, ids) / q.gather(1, ids)).flatten()
+    # keep[j]: of drafts that begin with these j bytes, the share that is kept at least so far
+    keep = [1.0]
+    for ratio in ratios.tolist():
+        keep.append(min(1.0, keep[-1] * ratio))
+    keep = p.new_tensor(keep)[:, None]
+    # (n + 1, V): what follows the j bytes is to come as often as keep p. Longer drafts that are
+    # kept bring of it what q has too; the rest must come from drafts that end here.
+    rest = (keep * p - F.pad(q, (0, 0, 0, 1))).clamp(min=0)
+    mass = rest.sum(1, keepdim=True)
+    # So of drafts that are kept no further this share ends here, and at the beginning all.
+    ends = mass / (mass + 1 - keep)
+    ends[0] = 1.0
+    chance = torch.rand(ends.shape, dtype=p.dtype, generator=sampling.generator)
+    accepted = int((chance < ends).nonzero()[-1, 0])
+    rest = torch.where(mass > 0, rest, p)  # rounding: p and q are the same
+    return accepted, draw(rest[accepted, None], sampling)[0]
 
 
 @torch.inference_mode()
@@ -78,7 +92,8 @@ def speculate(state, prompt, max_bytes, drafter, sampling, watch):
     return out.finish()
 
 
-# ---- drafters
+# ---- drafters go on with one text, of which the state has taken in all but the last, decided byte
+# draft(state, text, limit) -> Draft of at most `limit` bytes behind the ids of the text, BOS first.
 
 
 class Draft(NamedTuple):
@@ -86,13 +101,6 @@ class Draft(NamedTuple):
 
     ids: list[int]
     q: torch.Tensor | None = None
-
-
-class Drafter(Protocol):
-    """Goes on with one text. The state has taken in all of it but the last, decided byte."""
-
-    def draft(self, state, text: list[int], limit: int) -> Draft:
-        """A Draft of at most `limit` bytes behind `text`, whose first id is BOS."""
 
 
 @dataclass
@@ -114,8 +122,7 @@ class SelfDrafter:
             logits = state.model.decoder.head(state.peek(behind)[-1:])
             q.append(distribution(logits, self.sampling))
             behind = behind + draw(q[-1], self.sampling)
-            if self.threshold:
-                together *= sureness(q[-1], behind[-1], self.sampling)
+            together *= sureness(q[-1], behind[-1], self.sampling)
         return Draft(behind[1:], torch.cat(q) if q else None)
 
 
@@ -143,7 +150,7 @@ class BlockDrafter:
         ids, q = fill_block(state, text[-1:], text[-1], self.size, self.unmask, drawing, self.watch)
         if EOS in ids:
             limit = min(limit, ids.index(EOS) + 1)
-        return Draft(ids[:limit], q)
+        return Draft(ids[:limit], q if q is None else q[:limit])
 
 
 @dataclass

@@ -21,7 +21,14 @@ import time
 import torch
 
 from data import Crops, describe_rest, document_ids, openings_of
-from diffusion import chained_loss, losses_of, make_blocks, next_byte_nats, whole_blocks
+from diffusion import (
+    chained_loss,
+    losses_of,
+    make_blocks,
+    next_byte_nats,
+    verifier,
+    whole_blocks,
+)
 from fast.patching import calibrate, closes_of, mean_patch
 from layers import CrossAttention, Layer
 from measure.quality import written
@@ -59,10 +66,13 @@ def patcher_loss(model, ids, closes, generators, done):
 def chain_loss(model, ids, closes, corrupted, recipe):
     """The chained head's loss alone, all else being frozen, and of it the nats; both a cell."""
     K = recipe.block_size
+    N = closes.shape[1]
     with torch.no_grad():
         rows = model.rows(ids[:, :-1], closes, corrupted.blocks)
+        p = verifier(model.decoder.head(rows[:, :N]), corrupted)
+    # Only blocks that are masked whole count, as every draft begins with one.
     cells = (K * whole_blocks(corrupted, K).sum()).clamp(min=1)
-    loss, nats = chained_loss(model.decoder, rows, ids, corrupted, K)
+    loss, nats = chained_loss(model.decoder, p, rows[:, N:], ids, corrupted, K)
     return loss / cells, nats / cells
 
 

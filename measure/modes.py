@@ -2,10 +2,10 @@
 
 from dataclasses import fields, replace
 
-from diffusion import check_block_size
 from generate import Prefix
 from measure.rounds import PaperPrefix
 from speculate import MODES, THRESHOLDS, Drafting, settled
+from support.checkpoint import check_block_size
 from support.terminal import BadInput
 
 

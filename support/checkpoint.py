@@ -196,3 +196,18 @@ def find(path=None):
     project = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     shipped = os.path.join(project, "checkpoints", SHIPPED)
     return shipped if os.path.exists(shipped) else DEFAULT
+
+
+def check_block_size(model, block_size, rule=None):
+    """Raises BadInput where a model can't fill blocks of that size, or not by that rule."""
+    trained = model.config.block_size
+    if not trained:
+        advice = "train a BLT-D with `python train.py --block-size 8`"
+        raise BadInput(f"this checkpoint is a plain BLT (K = 0), it can't fill blocks: {advice}")
+    if not 1 <= block_size <= trained:
+        problem = f"was trained for blocks of up to {trained} bytes, not {block_size}"
+        advice = "give a smaller --block-size or train with that one"
+        raise BadInput(f"this checkpoint {problem}: {advice}")
+    if rule == "chained" and not model.config.chain_width:
+        advice = "train one with `python train.py --init-from FILE --recipe chain`"
+        raise BadInput(f"this checkpoint has no chained head: give another --unmask, or {advice}")

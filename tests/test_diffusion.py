@@ -20,7 +20,6 @@ from diffusion import (
     Unmask,
     chain_block,
     chained_loss,
-    check_block_size,
     confidence,
     denoise,
     entropy_bounded,
@@ -28,7 +27,7 @@ from diffusion import (
     losses_of,
     make_blocks,
     next_byte_nats,
-    one_step,
+    verifier,
 )
 from fast.lean import LeanChainedBlock
 from generate import Prefix, Sampling, ban, distribution
@@ -36,6 +35,7 @@ from layers import CLEAN, Rows, mask_of, sees
 from measure import ideas
 from measure.quality import masked_accuracy
 from model import Blocks
+from support.checkpoint import check_block_size
 from support.generation import Counters, Watch
 from support.presets import RECIPES, Recipe
 from support.terminal import BadInput
@@ -88,7 +88,7 @@ def block_logits(model, ids, closes, blocks):
 
 def each_block(corrupted, width):
     """(number of the row of the batch, first and last + 1 of its P) of every block."""
-    B, P = corrupted.targets.shape
+    B, P = corrupted.place.shape
     return [(b, first, first + width) for b in range(B) for first in range(0, P, width)]
 
 
@@ -200,7 +200,7 @@ def test_rows_with_fewer_patches_get_no_blocks_that_count():
     recipe = Recipe(4, **{**RECIPES["paper"], "full_share": 1.0})
     _, closes, corrupted = text_and_blocks(patcher, recipe=recipe, rows=4)
     patches = closes.sum(1)
-    assert patches.min() < patches.max() == corrupted.targets.shape[1] // 4
+    assert patches.min() < patches.max() == corrupted.place.shape[1] // 4
     for row in range(4):
         starts = corrupted.blocks.starts[row, ::4]
         # Wholly masked, so that a block that counts has a cell that counts.
@@ -213,15 +213,15 @@ def test_blocks_hold_the_text_and_cells_past_its_end_stay_masked_without_loss():
     _, patcher = make_models(0)
     recipe = Recipe(8, cells_per_byte=2.0, full_share=0.0)
     ids, _, corrupted = text_and_blocks(patcher, recipe=recipe)
-    blocks, targets, counts, _, _ = corrupted
+    blocks, place, counts, _, _ = corrupted
     outside = blocks.positions[0] > 60
     assert outside.any() and (blocks.ids[0][outside] == MASK).all()
-    assert not counts[0][outside].any() and (targets[0][outside] == PAD).all()
+    assert not counts[0][outside].any() and (place[0][outside] == 59).all()
     inside = ~outside
-    assert torch.equal(targets[0][inside], ids[0][blocks.positions[0][inside]])
+    assert torch.equal(place[0][inside] + 1, blocks.positions[0][inside])
     assert (blocks.ids[0][counts[0]] == MASK).all()
     shown = inside & ~counts[0]
-    assert torch.equal(blocks.ids[0][shown], targets[0][shown])
+    assert torch.equal(blocks.ids[0][shown], ids[0][blocks.positions[0][shown]])
     assert len(set(blocks.starts[0, ::8].tolist())) == blocks.ids.shape[1] // 8
 
 
@@ -242,11 +242,11 @@ def test_draft_rows_hold_the_text_and_tell_the_next_byte():
     inside = draft & (told <= 90)
     assert torch.equal(corrupted.counts[draft], (told <= 90)[draft])
     of_batch = torch.arange(2)[:, None].expand_as(told)
-    assert torch.equal(corrupted.targets[inside], ids[of_batch[inside], told[inside]])
+    assert torch.equal(corrupted.place[inside], blocks.positions[inside])
     here = draft & (blocks.positions <= 90)
     assert torch.equal(blocks.ids[here], ids[of_batch[here], blocks.positions[here]])
     past = draft & (told > 90)
-    assert past.any() and (corrupted.targets[past] == PAD).all()
+    assert past.any() and not corrupted.counts[past].any()
     assert (corrupted.weight[draft] == 1).all()
 
 
@@ -315,11 +315,11 @@ def test_the_same_crop_in_another_batch_gets_the_same_corruption(changes):
         crops = Crops(torch.cat(documents), closes, 64, seed)
         ids, closed = crops.batch(first, size)
         corrupted = make_blocks(ids, closed, recipe, crops.generators(first, size))
-        blocks, targets, counts, weight, _ = corrupted
+        blocks, place, counts, weight, _ = corrupted
         found = {first + row: set() for row in range(size)}
         for row, low, high in each_block(corrupted, width):
             if counts[row, low:high].any():
-                parts = (*blocks, targets, counts, weight)
+                parts = (*blocks, place, counts, weight)
                 found[first + row].add(tuple(tuple(p[row, low:high].tolist()) for p in parts))
         return found
 
@@ -340,7 +340,7 @@ def test_cells_are_as_many_as_are_made(starts, cells):
     recipe = Recipe(8, starts, cells, after=0.0)
     _, closes, corrupted = text_and_blocks(patcher, n=800, recipe=recipe)
     mean = 800 / int(closes.sum())
-    assert corrupted.targets.shape[1] / 800 == pytest.approx(cells or 8 / mean, rel=0.02)
+    assert corrupted.place.shape[1] / 800 == pytest.approx(cells or 8 / mean, rel=0.02)
 
 
 def test_a_block_at_every_byte_is_refused():
@@ -377,18 +377,29 @@ def test_every_target_position_has_a_loss():
         assert next_byte_nats(logits, changed) != before
 
 
+def slow_draft_loss(p, q):
+    """draft_loss of one row, by the probabilities p and q (V,) -> loss, nats."""
+    nats = 0.0
+    kept = 0.0
+    for verified, drawn in zip(p.tolist(), q.tolist()):
+        nats -= verified * math.log(drawn)
+        kept += min(verified, drawn)
+    return nats + REJECTED * (1 - kept), nats
+
+
 @torch.no_grad()
 def slow_losses(model, ids, closes, corrupted, width):
     """Eq. 5-7 in a loop, each block alone behind the text before its start -> nats by kind.
 
-    Every clean byte once, every hidden cell over its t, every draft row's next byte.
+    Every clean byte once, every hidden cell over its t; every draft row against what the clean row
+    of its byte says of the next.
     """
     nats = {"clean": 0.0, "hidden": 0.0, "drafted": 0.0}
     N = closes.shape[1]
-    for text, closed in zip(ids, closes):
-        logits = model(text[None, :-1], closed[None])[0]
+    own = model(ids[:, :-1], closes).log_softmax(-1)
+    for of_text, text in zip(own, ids):
         for i in range(N):
-            nats["clean"] -= logits[i].log_softmax(-1)[text[i + 1]].item()
+            nats["clean"] -= of_text[i, text[i + 1]].item()
     blocks = corrupted.blocks
     for row, first, last in each_block(corrupted, width):
         if not corrupted.counts[row, first:last].any():
@@ -401,7 +412,7 @@ def slow_losses(model, ids, closes, corrupted, width):
             position = start + j
             if alone.draft[0, j]:
                 if position + 1 <= N:
-                    nats["drafted"] -= log_p[ids[row, position + 1]].item()
+                    nats["drafted"] += slow_draft_loss(own[row, position].exp(), log_p.exp())[0]
             elif position <= N and alone.ids[0, j] == MASK:
                 t = 1 / corrupted.weight[row, first + j].item()
                 nats["hidden"] -= log_p[ids[row, position]].item() / t
@@ -457,7 +468,7 @@ def test_the_loss_of_a_batch_made_by_hand():
     )
     corrupted = Corrupted(
         blocks,
-        targets=torch.tensor([[104, 105, 107, PAD]]),
+        place=torch.tensor([[0, 1, 3, 3]]),
         counts=torch.tensor([[True, False, True, False]]),
         weight=torch.tensor([[2.0, 2.0, 4.0, 4.0]]),
         width=2,
@@ -505,14 +516,12 @@ def test_the_chained_loss_equals_a_slow_loop(drafts):
             x = torch.cat([row, decoder.chain.embed(ids[b, before])])
             out, state = decoder.chain.gru(x[None, None], state)
             q = decoder.head(row + decoder.chain.out(out[0, 0])).softmax(-1)
-            rejected = 1.0
-            for of_byte, drawn in zip(own[b, before].tolist(), q.tolist()):
-                rejected -= min(of_byte, drawn)
-                nats -= of_byte * math.log(drawn)
-            expected += REJECTED * rejected
-    expected += nats
-    assert 3 < whole < corrupted.targets.shape[1] // width * 2
-    got = chained_loss(decoder, rows, ids, corrupted, K)
+            costs = slow_draft_loss(own[b, before], q)
+            expected += costs[0]
+            nats += costs[1]
+    assert 3 < whole < corrupted.place.shape[1] // width * 2
+    p = verifier(decoder.head(rows[:, :40]), corrupted)
+    got = chained_loss(decoder, p, rows[:, 40:], ids, corrupted, K)
     assert [x.item() for x in got] == pytest.approx([expected, nats])
     losses = losses_of(model, ids, closes, corrupted, recipe)
     assert losses.chained.item() == pytest.approx(expected)
@@ -524,15 +533,19 @@ def test_the_chained_loss_equals_a_slow_loop(drafts):
     assert [x.item() * K * whole for x in alone] == pytest.approx([expected, nats])
 
 
-def test_the_chained_head_teaches_the_head_and_not_what_verifies_it():
+@pytest.mark.parametrize("drafts", [{}, DRAFTS], ids=["cells", "draft rows"])
+def test_drafts_follow_what_verifies_them_and_not_the_other_way_round(drafts):
     """What the model itself says is only compared with: no gradient goes that way."""
     model, patcher = make_models(3, chain_width=6)
-    recipe = Recipe(4, full_share=1.0, cells_per_byte=2.0)
+    recipe = Recipe(4, full_share=1.0, cells_per_byte=2.0, **drafts)
     ids, closes, corrupted = text_and_blocks(patcher, n=40, recipe=recipe, seed=7, rows=2)
-    rows = model.rows(ids[:, :-1], closes, corrupted.blocks).detach().requires_grad_()
-    chained_loss(model.decoder, rows, ids, corrupted, 4)[0].backward()
-    assert not rows.grad[:, :40].any()
-    assert rows.grad[:, 40:].any()
+    seen = []
+    model.decoder.norm.register_forward_hook(lambda *args: seen.append(args[-1]))
+    losses = losses_of(model, ids, closes, corrupted, recipe)
+    for loss in (losses.chained, losses.drafted)[: 1 + bool(drafts)]:
+        [gradient] = torch.autograd.grad(loss, seen, retain_graph=True)
+        assert not gradient[:, :40].any()
+        assert gradient[:, 40:].any()
 
 
 def cells_behind(model, rows, ids):
@@ -687,7 +700,7 @@ def test_unmasking_rules():
     assert entropy_bounded(p, masked, 0.0).tolist() == [True, False, False, False]
     assert entropy_bounded(p, masked, H[0] + H[2] + 1e-4).tolist() == [True, False, True, False]
     everything = entropy_bounded(p, masked, 1e9).tolist()
-    assert everything == one_step(p, masked).tolist() == masked.tolist()
+    assert everything == UNMASK["one-step"](p, masked, None).tolist() == masked.tolist()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from conftest import make_models, random_ids
 
 from data import MASK, Crops
-from diffusion import Losses, choose_draft_starts, losses_of, make_blocks
+from diffusion import REJECTED, Losses, choose_draft_starts, losses_of, make_blocks
 from fast.load import prepared
 from model import Blocks
 from support.presets import Recipe
@@ -35,21 +35,20 @@ def test_blocks_begin_with_a_draft_row_and_some_are_draft_rows_alone():
     # No two blocks of a crop begin at one place: they would read each other.
     starts = blocks.blocks.starts.view(2, -1, K + 1)[..., 0]
     assert all(len(set(row.tolist())) == len(row) for row in starts)
-    # True bytes stand in draft rows, and never a MASK; their targets are the next bytes.
+    # True bytes stand in draft rows, and never a MASK; they are to tell the next bytes.
     position = blocks.blocks.positions
     drafted = blocks.blocks.draft & (position <= 48)
     there = ids.gather(1, position.clamp(max=48))
     assert (blocks.blocks.ids[drafted] == there[drafted]).all()
     told = blocks.blocks.draft & (position < 48)
-    following = ids.gather(1, (position + 1).clamp(max=48))
-    assert (blocks.targets[told] == following[told]).all() and (blocks.weight[told] == 1).all()
+    assert (blocks.place[told] == position[told]).all() and (blocks.weight[told] == 1).all()
     assert torch.equal(blocks.counts & blocks.blocks.draft, told)
 
 
 def test_without_a_weight_there_are_none():
     _, ids, closes, generators = a_batch()
     blocks = make_blocks(ids, closes, Recipe(K), generators)
-    assert not blocks.blocks.draft.any() and blocks.targets.shape[1] % K == 0
+    assert not blocks.blocks.draft.any() and blocks.place.shape[1] % K == 0
 
 
 def test_corruption_follows_from_seed_and_crop_alone():
@@ -142,12 +141,14 @@ def test_the_loss_against_a_loop():
     for b in range(len(ids)):
         for i in range(N):
             clean -= logits[b, i, ids[b, i + 1]]
-        for r in range(corrupted.targets.shape[1]):
+        for r in range(corrupted.place.shape[1]):
             place = int(corrupted.blocks.positions[b, r])
             row = logits[b, N + r]
             if corrupted.blocks.draft[b, r]:
-                if place < N:
-                    drafted -= row[ids[b, place + 1]]
+                if place < N:  # what the clean row there says of the next byte
+                    p = logits[b, place].exp().detach()
+                    drafted -= (p * row).sum()
+                    drafted += REJECTED * (1 - torch.minimum(p, row.exp()).sum())
             elif corrupted.blocks.ids[b, r] == MASK and place <= N:
                 hidden -= row[ids[b, place]] * corrupted.weight[b, r]
     for ours, loop in zip(losses, (clean, hidden, None, drafted)):

@@ -4,8 +4,10 @@ Drafts leave nothing behind, and both machines do the same, round for round.
 """
 
 import functools
+import itertools
 import math
 import random
+import statistics
 from collections import Counter
 from dataclasses import replace
 
@@ -23,7 +25,6 @@ from speculate import (
     MODES,
     BlockDrafter,
     Draft,
-    Drafter,
     Drafting,
     LookupDrafter,
     SelfDrafter,
@@ -227,7 +228,7 @@ def test_counters_equal_passes_really_run(make):
         ran.update(dict.fromkeys(ran, 0))
 
 
-class Adversary(Drafter):
+class Adversary:
     """Drafts bytes that are random, all wrong, all right, special, or right for a while."""
 
     def __init__(self, kind, plain):
@@ -402,12 +403,12 @@ def test_patchers_without_entropies_have_no_ties():
 # ---- sampling
 
 
-@pytest.mark.parametrize("drafted_by", ["distribution", "bytes"])
+@pytest.mark.parametrize("drafted_by", ["distribution", "distribution that may stop", "bytes"])
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 0.9)])
 def test_verify_keeps_the_distribution(drafted_by, temperature, top_p):
     """Two symbols of a vocabulary of five, against the enumerated distribution.
 
-    Chi-square with 24 degrees of freedom.
+    Chi-square with 24 degrees of freedom. How long a draft is may depend on its bytes.
     """
     ids = torch.arange(97, 102)
     generator = torch.Generator().manual_seed(5)
@@ -433,10 +434,12 @@ def test_verify_keeps_the_distribution(drafted_by, temperature, top_p):
     for _ in range(trials):
         drafted = [98, 99]
         drafted_from = None
-        if drafted_by == "distribution":
+        if drafted_by != "bytes":
             drafted = drawn(q)
             drafted_from = q
         p = torch.stack([first, then[drafted[0] - 97], last[0]])
+        if drafted_by == "distribution that may stop" and drafted[0] in (97, 99):
+            p, drafted, drafted_from = p[:2], drafted[:1], q[:1]
         accepted, following = verify(p, drafted, drafted_from, sampling)
         out = drafted[:accepted] + [following]
         if len(out) == 1:
@@ -452,6 +455,45 @@ def test_verify_keeps_the_distribution(drafted_by, temperature, top_p):
                 chi_square += (counts[a, b] - expected) ** 2 / expected
                 cells += 1
     assert chi_square < cells + 4 * (2 * cells) ** 0.5, "beyond four standard deviations"
+
+
+def test_verify_keeps_more_than_byte_by_byte():
+    """Three bytes of a vocabulary of three: how far drafts are kept, against what is worked out.
+
+    Byte by byte (Algorithm 2) a draft is kept to its byte j with the product of min(1, p/q).
+    """
+    generator = torch.Generator().manual_seed(2)
+    # Of the bytes after each prefix of 0 to 3 others, what the model says and what is drafted from
+    p = {prefix: torch.rand(3, generator=generator) for prefix in prefixes(3)}
+    p = {prefix: row / row.sum() for prefix, row in p.items()}
+    q = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3]])
+    whole = alone = 0.0  # expected bytes that are kept
+    for draft in itertools.product(range(3), repeat=3):
+        chance = math.prod(q[j, x].item() for j, x in enumerate(draft))
+        keep = one = 1.0
+        for j, x in enumerate(draft):
+            ratio = (p[draft[:j]][x] / q[j, x]).item()
+            keep = min(1.0, keep * ratio)
+            one *= min(1.0, ratio)
+            whole += chance * keep
+            alone += chance * one
+    assert whole > 1.05 * alone
+    sampling = Sampling(1.0, seed=3)
+    trials = 4000
+    kept = []
+    for _ in range(trials):
+        draft = torch.multinomial(q, 1, generator=sampling.generator)[:, 0].tolist()
+        rows = torch.stack([p[tuple(draft[:j])] for j in range(4)])
+        kept.append(verify(rows, draft, q, sampling)[0])
+    spread = statistics.stdev(kept) / trials**0.5
+    assert abs(statistics.mean(kept) - whole) < 4 * spread
+    assert statistics.mean(kept) > alone + 4 * spread
+
+
+def prefixes(longest):
+    """All sequences of up to so many of three symbols."""
+    for length in range(longest + 1):
+        yield from itertools.product(range(3), repeat=length)
 
 
 def test_greedy_verification_asks_no_q():
@@ -502,7 +544,7 @@ def test_sampling_end_to_end_has_plain_blts_distribution(mode):
     enumerate_all([], 1.0)
     counts = Counter()
     for seed in range(trials):
-        of_run = replace(sampling, seed=seed)
+        of_run = replace(sampling, seed=1000 + seed)
         made = SAMPLERS[mode](machine.state(), prompt, 3, sampling=of_run)
         counts[tuple(made.ids)] += 1
     assert set(counts) <= set(exact) and len(exact) > 4

@@ -12,7 +12,6 @@ import torch
 from tqdm import tqdm
 
 from data import Corpus, corpus_of
-from diffusion import check_block_size
 from fast.load import model_from, patcher_from
 from model import BLT, BLTConfig
 from patcher import KINDS, Patcher, PatcherConfig
@@ -120,7 +119,7 @@ def initialised(asked, out, device, saved):
     torch.manual_seed(asked["seed"])
     model = model_from(saved, block_size=asked["block_size"], chain_width=asked["chain_width"])
     if asked["chain_only"]:
-        check_block_size(model, asked["block_size"])
+        checkpoint.check_block_size(model, asked["block_size"])
     corpus = corpus_behind(asked)
     patcher = patcher_from(saved)
     dtype = same(choose_dtype(asked["dtype"], device))
