@@ -285,20 +285,19 @@ def chain_block(state, decided, before, size, threshold, sampling, watch):
     probability below the threshold: more would hardly be accepted.
     """
     rows = state.peek(decided, [MASK] * size)[-size:]
-    cells = state.model.chained(rows, before)
     ids = []
-    q = []
+    logits = []
     together = 1.0
-    while len(ids) < size and together >= threshold:
-        q.append(distribution(cells.logits(), sampling))
-        byte = draw(q[-1], sampling)[0]
-        cells.take(byte)
-        ids.append(byte)
+    for id_, of_cell in state.model.decoder.chained(rows, before, sampling.noise(size), sampling):
+        ids.append(id_)
+        logits.append(of_cell)
         if threshold:
-            together *= sureness(q[-1], byte, sampling)
+            together *= sureness(distribution(of_cell, sampling), id_, sampling)
+        if together < threshold:
+            break
     state.counters.chain += len(ids)
     watch.step(ids, [False] * len(ids))
-    return ids, torch.cat(q)
+    return ids, distribution(torch.cat(logits), sampling)
 
 
 def fill_block(state, decided, before, size, unmask, sampling, watch):

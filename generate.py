@@ -52,29 +52,40 @@ class Sampling:
     def __post_init__(self):
         self.generator = torch.Generator().manual_seed(self.seed)
 
+    def noise(self, n):
+        """T times Gumbel noise (n, V): argmax(logits + that) is a draw from softmax(logits / T)."""
+        if self.temperature == 0:
+            return torch.zeros(n, VOCAB)
+        chance = torch.rand(n, VOCAB, generator=self.generator)
+        return -self.temperature * (-chance.log()).log()
+
+    def pick(self, logits, noise):
+        """The id that noise (V,), a row of the above, draws by `distribution` of logits (1, V)."""
+        return int((allowed(logits.cpu(), self) + noise).argmax())
+
 
 def ban(logits, sampling):
     """Logits (..., V) in float32 or more, without PAD, BOS, MASK, and EOS if it is ignored."""
     return logits + BANNED[int(sampling.ignore_eos)].to(logits.device)
 
 
-def distribution(logits, sampling):
-    """What `draw` draws the next byte from: logits (n, V) -> probabilities (n, V) on the CPU.
-
-    At temperature 0 it returns logits, without the banned: the best one needs no probability.
-    """
-    logits = ban(logits.cpu(), sampling)
-    if sampling.temperature == 0:
+def allowed(logits, sampling):
+    """Logits (n, V) on the CPU without the ids that are banned, or that top-p leaves out."""
+    logits = ban(logits, sampling)
+    if sampling.temperature == 0 or sampling.top_p == 1:
         return logits
-    p = torch.softmax(logits / sampling.temperature, -1)
-    if sampling.top_p == 1:
-        return p
-    ordered = torch.from_numpy(np.sort(p.detach().numpy())).flip(-1)  # NumPy sorts short rows fast
+    p = torch.softmax(logits.detach() / sampling.temperature, -1)
+    ordered = torch.from_numpy(np.sort(p.numpy())).flip(-1)  # NumPy sorts short rows fast
     # Kept are ids with less mass in front of them than top_p, and those like the last of these
     kept = ordered.cumsum(-1) - ordered < sampling.top_p
     least = torch.where(kept, ordered, 1.0).amin(-1, keepdim=True)
-    p = torch.where(p < least, 0.0, p)
-    return p / p.sum(-1, keepdim=True)
+    return logits.masked_fill(p < least, -math.inf)
+
+
+def distribution(logits, sampling):
+    """What is drawn from: logits (n, V) -> probabilities (n, V), if greedy logits; on the CPU."""
+    logits = allowed(logits.cpu(), sampling)
+    return torch.softmax(logits / sampling.temperature, -1) if sampling.temperature else logits
 
 
 def draw(p, sampling):

@@ -235,28 +235,20 @@ class LocalDecoder(nn.Module):
             x = layer(x, view)
         return self.norm(x)
 
+    def chained(self, rows, before, noise, sampling):
+        """The chained head at work from left to right: yields each cell's id and logits (1, V).
 
-class ChainedBlock:
-    """The chained head at work on one block: logits of its cells, from left to right."""
-
-    def __init__(self, decoder, rows, before):
-        """rows (K, D): the decoder's, of the block's cells. before: the id in front of them."""
-        self.decoder = decoder
-        self.rows = iter(rows)
-        self.before = before
-        self.state = None
-
-    def take(self, byte):
-        """The id drawn for the last cell: the next cells know it."""
-        self.before = byte
-
-    def logits(self):
-        """Of the next cell, (1, V)."""
-        # (D,) -> (1, 1, D): a block of one cell, behind what the state knows
-        row = next(self.rows)[None, None]
-        before = torch.tensor([[self.before]], device=row.device)
-        row, self.state = self.decoder.chain(row, before, self.state)
-        return self.decoder.head(row)[0]
+        rows (K, D): the block's last ones. before: the id in front of it. noise (K, V) and
+        sampling: by which an id is picked (generate.Sampling); the next cells know it.
+        """
+        state = None
+        for row, of_cell in zip(rows, noise):
+            # (D,) -> (1, 1, D): a block of one cell, behind what the state knows
+            before = torch.tensor([[before]], device=row.device)
+            row, state = self.chain(row[None, None], before, state)
+            logits = self.head(row)[0]
+            before = sampling.pick(logits, of_cell)
+            yield before, logits
 
 
 class BLT(nn.Module):
@@ -327,10 +319,6 @@ class BLT(nn.Module):
             if c.byte_states:  # drafted bytes behind the text have states too
                 states = self.encoder.states(F.pad(ids, (LEAD, 0)), local(rows))
         return self.decoder(ids, self.decoder.latent_keys(latents), reads, local(rows), states)
-
-    def chained(self, rows, before):
-        """A ChainedBlock of last rows (K, D), behind the id `before`."""
-        return ChainedBlock(self.decoder, rows, before)
 
     def view(self, rows, window, head_width):
         """How a stack sees rows of bytes or patches."""

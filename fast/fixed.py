@@ -9,8 +9,8 @@ fast/graphs.py repeats the rest.
 Padding stands behind the rows of a pass, in slots that are scratch: whoever writes them for good
 comes later, and until then nobody sees them. But 0 x NaN is NaN, so all buffers start at zero.
 
-Bytes are drawn on the host: a round waits once for entropies, once for the verified logits, and for
-each draw of its draft. Drawing and verifying on the device, with one wait a round, is not built.
+A chained draft is drawn on the device, all else on the host: a round waits for its draft, for
+entropies and for the logits that verify it.
 
 Letters in shape comments: n rows of a pass, S slots of a buffer, M patches, L bytes of the longest
 patch, H heads, C head width, K block size.
@@ -22,14 +22,16 @@ from typing import NamedTuple
 
 import torch
 
-from data import PAD
+from data import PAD, VOCAB
 from fast.cache import Buffer, Cache
 from fast.graphs import Graphs
 from fast.lean import PlainDecoder
 from fast.stream import Stream
+from generate import ban
 from layers import CLEAN, Rows, attend, sees
-from model import LEAD, ChainedBlock
+from model import LEAD
 from patcher import entropy
+from support.hardware import sent
 
 CACHES = ("entropy_cache", "encoder_cache", "global_cache", "decoder_cache", "latent_cache")
 PLACE = 5  # integers that say where the rows of a pass stand: see FixedCache.place
@@ -229,45 +231,39 @@ class FixedStream(Stream):
 
 
 class FixedDecoder(PlainDecoder):
-    """model.LocalDecoder as it is, but the cells of a chained block are a captured pass each."""
+    """model.LocalDecoder as it is, but all cells of a block are drawn in one captured pass."""
 
     def __init__(self, decoder):
         super().__init__(decoder)
         c = decoder.config
         weight = decoder.head.weight
         self.graphs = Graphs(weight.device)
-        # Of each cell: its row, and what the cells to its left left behind
+        # Of each cell: its row, and what makes its id random
         self.rows = weight.new_zeros(c.block_size, c.width)
-        self.states = weight.new_zeros(1 + c.block_size, c.chain_width)
+        self.noise = torch.zeros(c.block_size, VOCAB, device=weight.device)
 
-    def chained(self, rows, before):
-        """As BLT. Only one block at a time."""
-        self.rows[: len(rows)] = rows
-        return FixedBlock(self, rows, before)
+    def chained(self, rows, before, noise, sampling):
+        """As model.LocalDecoder, but one wait a block, and none of its cells is left out."""
+        if sampling.top_p < 1:  # sorts, on the host
+            yield from super().chained(rows, before, noise, sampling)
+            return
+        K = len(rows)
+        self.rows[:K] = rows
+        self.noise[:K] = sent(ban(noise, sampling), self.noise.device)
+        made = self.graphs.run(f"{K} cells", functools.partial(self.cells, K=K), [before]).cpu()
+        for row in made.split(1):
+            yield int(row[0, -1]), row[:, :-1]
 
-    def cell(self, ints):
-        """[number of the cell, the id before it] -> the cell's logits (1, V)."""
-        number, before = ints.view(2, 1)
-        row = self.rows.index_select(0, number)
-        state = self.states.index_select(0, number)
-        row, state = self.decoder.chain(row[None], before[None], state[None])
-        self.states.index_copy_(0, number + 1, state[0])
-        return self.head(row)[0]
-
-
-class FixedBlock(ChainedBlock):
-    """As model.ChainedBlock, by a captured pass for each cell."""
-
-    def __init__(self, *parts):
-        super().__init__(*parts)
-        self.number = 0
-
-    def logits(self):
-        """As model.ChainedBlock."""
-        ints = [self.number, self.before]
-        self.number += 1
-        # The next replay writes to the same memory.
-        return self.decoder.graphs.run("cell", self.decoder.cell, ints).clone()
+    def cells(self, before, K):
+        """The id before K cells (1,) -> their logits, and behind these their ids (K, V + 1)."""
+        made = []
+        state = None
+        for row, noise in zip(self.rows[:K], self.noise):
+            row, state = self.decoder.chain(row[None, None], before[None], state)
+            logits = self.head(row)[0]
+            before = (logits + noise).argmax(-1)
+            made.append(torch.cat([logits, before[:, None].to(logits.dtype)], 1))
+        return torch.cat(made)
 
 
 def fixed(fast_model):

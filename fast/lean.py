@@ -14,7 +14,6 @@ from torch import nn
 
 from fast.cache import CachedView
 from layers import Layer, rotate
-from model import ChainedBlock
 from patcher import Patcher
 
 
@@ -117,9 +116,9 @@ class PlainDecoder(nn.Module):
             reads = torch.zeros_like(ids)
         return self.decoder(ids, keys, reads, view, states)
 
-    def chained(self, rows, before):
-        """As BLT."""
-        return ChainedBlock(self, rows, before)
+    def chained(self, *given):
+        """As model.LocalDecoder."""
+        return self.decoder.chained(*given)
 
 
 class LeanDecoder(nn.Module):
@@ -194,9 +193,9 @@ class LeanDecoder(nn.Module):
             x = layer(x, view)
         return self.norm(x)
 
-    def chained(self, rows, before):
-        """As BLT."""
-        return LeanChainedBlock(self.chain, rows, before)
+    def chained(self, *given):
+        """As model.LocalDecoder."""
+        return self.chain.cells(*given)
 
 
 class LeanChain(nn.Module):
@@ -213,32 +212,21 @@ class LeanChain(nn.Module):
         self.head = decoder.head
         self.to_logits = nn.Parameter(decoder.head.weight @ chain.out.weight)  # (V, S)
 
-
-class LeanChainedBlock:
-    """As model.ChainedBlock. What depends on no byte is multiplied out once a block."""
-
-    def __init__(self, chain, rows, before):
-        self.chain = chain
-        self.plain = iter(chain.head(rows))  # (V,) of each cell
-        self.inputs = iter(rows @ chain.of_row)  # (3 S,) of each cell
-        self.state = rows.new_zeros(chain.size)
-        self.before = before
-
-    def take(self, byte):
-        """As model.ChainedBlock."""
-        self.before = byte
-
-    def logits(self):
-        """As model.ChainedBlock."""
-        chain = self.chain
-        S = chain.size
-        x = next(self.inputs) + chain.of_byte[self.before]
-        h = torch.mv(chain.of_state, self.state)
-        # As nn.GRU: gates reset and update, then the new state, (S,) each
-        reset, update = torch.sigmoid(x[: 2 * S] + h[: 2 * S]).chunk(2)
-        new = torch.tanh(torch.addcmul(x[2 * S :], reset, h[2 * S :]))
-        self.state = torch.lerp(new, self.state, update)
-        return torch.addmv(next(self.plain), chain.to_logits, self.state)[None]
+    def cells(self, rows, before, noise, sampling):
+        """As model.LocalDecoder.chained. What depends on no byte is multiplied out once a block."""
+        S = self.size
+        state = rows.new_zeros(S)
+        # (V,) and (3 S,) of each cell
+        for plain, x, of_cell in zip(self.head(rows), rows @ self.of_row, noise):
+            x = x + self.of_byte[before]
+            h = torch.mv(self.of_state, state)
+            # As nn.GRU: gates reset and update, then the new state, (S,) each
+            reset, update = torch.sigmoid(x[: 2 * S] + h[: 2 * S]).chunk(2)
+            new = torch.tanh(torch.addcmul(x[2 * S :], reset, h[2 * S :]))
+            state = torch.lerp(new, state, update)
+            logits = torch.addmv(plain, self.to_logits, state)[None]
+            before = sampling.pick(logits, of_cell)
+            yield before, logits
 
 
 # ---- modules for generation
@@ -277,10 +265,6 @@ class FastModel(nn.Module):
     def device(self):
         """Where the weights lie."""
         return self.decoder.head.weight.device
-
-    def chained(self, rows, before):
-        """As BLT."""
-        return self.decoder.chained(rows, before)
 
     def sizes(self):
         """Parameters by part, those of the model that was folded: Eq. 8 is about that one."""

@@ -6,17 +6,18 @@ by rules of its own, so it is compared with the plain one on a few bytes before 
 """
 
 import contextlib
+import math
 import sys
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from data import BOS, MASK, encode
+from data import BOS, MASK, VOCAB, encode
 from fast.fixed import FixedStream, fixed
 from fast.lean import FastModel, lean_patcher
 from fast.official import ByteStateStream
 from fast.stream import Stream
-from generate import Prefix
+from generate import Prefix, Sampling
 from model import BLT, BLTConfig
 from patcher import Patcher, PatcherConfig
 from support import checkpoint
@@ -145,7 +146,7 @@ def answers(machine, step):
     for i in range(half, len(PROBE), step):
         logits.append(state.extend(PROBE[i : i + step]))
     logits += answers_behind(state)
-    return torch.cat(logits).cpu().double()  # MPS has no float64
+    return torch.cat([rows.cpu() for rows in logits]).double()  # MPS has no float64
 
 
 def answers_behind(state):
@@ -158,10 +159,11 @@ def answers_behind(state):
     rows = state.peek(drafted, [MASK] * K)
     logits.append(decoder.head(rows))
     if K and state.model.config.chain_width:
-        cells = state.model.chained(rows[-K:], PROBE[1])
-        for byte in PROBE[2:5][:K]:
-            logits.append(cells.logits())
-            cells.take(byte)
+        given = PROBE[2:5][:K]
+        noise = torch.zeros(K, VOCAB)
+        noise[range(len(given)), given] = math.inf  # whatever the logits, these ids are picked
+        cells = decoder.chained(rows[-K:], PROBE[1], noise, Sampling())
+        logits += [of_cell for _, (_, of_cell) in zip(given, cells)]
     return logits
 
 

@@ -8,7 +8,7 @@ import torch
 
 from data import BOS, MASK, default_corpus, encode
 from fast.stream import Stream
-from generate import Sampling, distribution, draw
+from generate import Sampling
 from support.hardware import choose_threads, median_seconds_in_turn
 
 ANY = 100  # an id of a byte, whichever: a pass takes as long for all of them
@@ -72,10 +72,8 @@ def encoder_global_pass(stream, low, high, old, new):
 def draw_cells(model, rows):
     """Draw the cells of a block with the chained head, greedily. rows (n, D): the decoder's."""
     sampling = Sampling()
-    cells = model.chained(rows, ANY)
-    for _ in range(len(rows)):
-        q = distribution(cells.logits(), sampling)
-        cells.take(draw(q, sampling)[0])
+    for _ in model.decoder.chained(rows, ANY, sampling.noise(len(rows)), sampling):
+        pass
 
 
 @torch.inference_mode()

@@ -378,10 +378,11 @@ class Begin(Watch):
     [
         ("blt", {}, 2, 12),
         ("bltdv", {"unmask": "one-step", "copy": 0}, 3, 24),
+        ("bltdv", {"unmask": "chained", "copy": 0}, 3, 22),
     ],
 )
 def test_a_round_waits_and_launches_seldom(mode, fields, waits, launches, cuda):
-    """Once for entropies and once for each draw; passes are graphs, once they are captured."""
+    """Once for entropies, a draft and the logits that verify it; passes are captured graphs."""
     fast, _, _ = machines("cuda")
     for _ in range(2):
         how = {"sampling": Sampling(ignore_eos=True), "watch": Begin(cuda)}

@@ -10,7 +10,7 @@ import torch
 from conftest import FAST, count_passes, fast_of, make_models, plain_of, random_ids
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-import diffusion
+import generate as generating
 from bandwidth import gigabytes_of
 from data import BOS, EOS, MASK, PAD, Crops, document_ids
 from diffusion import (
@@ -29,7 +29,7 @@ from diffusion import (
     next_byte_nats,
     verifier,
 )
-from fast.lean import LeanChainedBlock
+from fast.fixed import FixedDecoder
 from generate import Prefix, Sampling, ban, distribution
 from layers import CLEAN, Rows, mask_of, sees
 from measure import ideas
@@ -559,24 +559,21 @@ def cells_behind(model, rows, ids):
 @pytest.mark.parametrize("seed, K, width", [(0, 1, 6), (1, 4, 6), (2, 8, 20)])
 @torch.no_grad()
 def test_cells_drawn_one_by_one_are_those_of_the_training_forward(seed, K, width):
-    """model.ChainedBlock, and its folded form, against layers.ChainedHead over whole blocks."""
-    model, patcher = make_models(seed, chain_width=width)
+    """model.LocalDecoder.chained, and its other forms, against layers.ChainedHead at once."""
+    model, patcher = make_models(seed, block_size=K, chain_width=width)
     rows = torch.randn(K, 32, dtype=torch.float64)
     before, *ids = random_ids(1 + K, seed).tolist()
     expected = cells_behind(model, rows, [before, *ids])
-    folded = fast_of(model, patcher).model
-    assert isinstance(folded.chained(rows, before), LeanChainedBlock)
-    for name, block in (
-        ("model.ChainedBlock", model.chained(rows, before)),
-        ("fast.lean.LeanChainedBlock", folded.chained(rows, before)),
+    noise = torch.zeros(K, 260).scatter_(1, torch.tensor(ids)[:, None], torch.inf)  # picks them
+    for name, decoder in (
+        ("model.LocalDecoder.chained", model.decoder),
+        ("fast.lean.LeanChain", fast_of(model, patcher).model.decoder),
+        ("fast.fixed.FixedDecoder", FixedDecoder(model.decoder)),
     ):
-        logits = []
-        for id_ in ids:
-            logits.append(block.logits())
-            block.take(id_)
-        logits = torch.cat(logits)
+        picked, logits = zip(*decoder.chained(rows, before, noise, Sampling()))
+        assert list(picked) == ids
         said = f"{name} does not follow layers.ChainedHead.forward"
-        assert torch.allclose(logits, expected, atol=1e-9), said
+        assert torch.allclose(torch.cat(logits), expected, atol=1e-9), said
 
 
 class Given:
@@ -644,11 +641,11 @@ def test_what_is_drawn_is_what_q_says(monkeypatch):
     expected = {}
     trials = 2000
 
-    def of_three(logits, sampling):
+    def all_but_three(logits, sampling):
         others = torch.full((260,), -math.inf).index_fill(0, torch.tensor(some), 0.0)
-        return distribution(logits + others, sampling)
+        return logits + others
 
-    monkeypatch.setattr(diffusion, "distribution", of_three)
+    monkeypatch.setattr(generating, "ban", all_but_three)
     for _ in range(trials):
         ids, q = chained_cells(folded, rows, sampling)
         counts[tuple(ids)] += 1

@@ -8,6 +8,7 @@ from conftest import ROOT, make_models, random_ids
 
 from data import BOS, MASK, PAD, encode
 from fast.load import load_model, model_from, patcher_from
+from generate import Sampling
 from model import (
     BLT,
     HASH_PRIME,
@@ -281,12 +282,12 @@ def test_a_chained_block_is_the_chained_head():
     rows = torch.randn(4, 32, dtype=torch.float64)
     before, *ids = random_ids(5, 1).tolist()
     whole, _ = model.decoder.chain(rows[None], torch.tensor([[before, *ids[:3]]]))
-    cells = model.chained(rows, before)
-    for j, id_ in enumerate(ids):
-        logits = cells.logits()
+    noise = torch.zeros(4, 260).scatter_(1, torch.tensor(ids)[:, None], torch.inf)  # picks them
+    for j, (id_, logits) in enumerate(model.decoder.chained(rows, before, noise, Sampling())):
+        assert id_ == ids[j]
         assert logits.shape == (1, 260)
         assert torch.allclose(logits, model.decoder.head(whole[:, j]), atol=1e-12)
-        cells.take(id_)
+    assert j == 3
 
 
 def test_what_training_starts_from():
