@@ -304,8 +304,13 @@ def passes(bench):
 
 
 def modes(bench):
-    """Every mode and setting sampled, as bandwidth.py measures them, and its picture."""
-    settings = settings_of(bench.machine.model)
+    """Modes and settings sampled, as bandwidth.py measures them, and its picture.
+
+    Of the sizes of blocks in between, which bandwidth.py has too, none.
+    """
+    model = bench.machine.model
+    sizes = None, 4, model.config.block_size
+    settings = [one for one in settings_of(model) if one.drafting.block_size in sizes]
     if bench.options.quick:
         settings = settings[:3]
     made = bench.write(settings, *SAMPLED, 0)
