@@ -32,9 +32,9 @@ class Corrupted(NamedTuple):
     """Blocks beside a batch of text, and what the loss needs of each of their rows, (B, P)."""
 
     blocks: Blocks
-    place: torch.Tensor  # the clean row in front of the byte that it is to tell
-    counts: torch.Tensor  # bool: there is such a byte, and it is hidden
-    weight: torch.Tensor  # 1/t of a cell's block, 1 of a draft row
+    place: torch.Tensor  # the clean row that tells the same byte: the one in front of it
+    counts: torch.Tensor  # bool: a hidden cell or a draft row whose byte is in the text
+    weight: torch.Tensor  # 1/t of a cell's block; nobody asks for that of a draft row
     width: int  # rows of each block
 
 
@@ -62,18 +62,18 @@ def choose_starts(closes, order, recipe):
     """
     N = closes.shape[1]
     # Column i stands for the start i + 1: behind a byte that closes its patch, or anywhere.
-    allowed = closes if recipe.starts == "patch" else torch.ones_like(closes)
+    possible = closes if recipe.starts == "patch" else torch.ones_like(closes)
     count = N
     if recipe.starts == "patch":
-        count = int(allowed.sum(1).max())
+        count = int(possible.sum(1).max())
     if recipe.cells_per_byte:
         count = min(count, max(1, round(recipe.cells_per_byte * N / recipe.block_size)))
-    chosen = (order + allowed.float()).topk(count, 1)  # what is allowed comes out on top
+    chosen = (order + possible.float()).topk(count, 1)  # what is possible comes out on top
     return chosen.indices + 1, chosen.values >= 1
 
 
 def choose_draft_starts(taken, order, recipe):
-    """Starts (B, blocks) of blocks of draft rows: anywhere but where `taken` (B, ..) have one."""
+    """Starts (B, blocks) of blocks of draft rows: anywhere but at `taken` (B, ..)."""
     N = order.shape[1]
     count = round(recipe.draft_rows_per_byte * N / (recipe.block_size + 1))
     free = order.scatter(1, taken - 1, -1.0)
@@ -113,7 +113,7 @@ def make_blocks(ids, closes, recipe, generators):
         draft = F.pad(draft, (0, 0, 0, more), value=True)
         t = F.pad(t, (0, 0, 0, more), value=1.0)
         wanted = F.pad(wanted, (0, more), value=True)
-    # (B, blocks, rows of a block): where each stands, and where the byte stands that it is to tell
+    # (B, blocks, rows of a block): where each stands, and the byte it tells: its own or the next
     positions = starts[..., None] + torch.arange(hidden.shape[2], device=ids.device)
     told = positions + draft.long()
     counts = (told <= N) & wanted[..., None] & (hidden | draft)
@@ -192,7 +192,7 @@ def verifier(logits, corrupted):
 def draft_loss(p, logits):
     """What each row of a draft costs: p (..., V), and logits (..., V) of its q -> loss, nats (...).
 
-    Such a row learns not the byte that stands there, but p: what is drawn from q is kept with
+    Such a row learns not the true byte, but p: what is drawn from q is, alone, kept with the
     probability sum of min(p, q). Cross-entropy, the nats, helps where the two do not overlap yet.
     """
     log_q = wide(logits).log_softmax(-1)
@@ -202,9 +202,9 @@ def draft_loss(p, logits):
 
 
 def chained_loss(decoder, p, rows, ids, corrupted, K):
-    """Sums over the cells of wholly masked blocks, each knowing the bytes before it -> loss, nats.
+    """Sums over the cells of wholly masked blocks, each told the true bytes before -> loss, nats.
 
-    p (B, P, V) of `verifier`; rows (B, P, D): the decoder's last ones of blocks; ids (B, N + 1).
+    p (B, P, V) of `verifier`; rows (B, P, D): the decoder's of blocks, which learn by it too.
     """
     before = cells_of(ids.gather(1, corrupted.place), corrupted, K)
     cells, _ = decoder.chain(cells_of(rows, corrupted, K), before)
@@ -219,7 +219,7 @@ def cells_of(rows, corrupted, K):
 
 
 def whole_blocks(corrupted, K):
-    """Which blocks are masked whole, as every draft begins: (B blocks, 1) bool."""
+    """Which blocks are hidden cells only, all of them in the text: (B blocks, 1) bool."""
     return cells_of(corrupted.counts & ~corrupted.blocks.draft, corrupted, K).all(-1, keepdim=True)
 
 
@@ -281,18 +281,18 @@ def denoise(state, decided, size, unmask, sampling, watch):
 def chain_block(state, decided, before, size, threshold, sampling, watch):
     """One pass over a wholly masked block, whose cells the chained head draws from left to right.
 
-    before: the id in front of the block. It stops behind a cell where all of them together have a
-    probability below the threshold: more would hardly be accepted.
+    before: the id in front of the block. It stops behind the cell that brings the product of their
+    probabilities below the threshold: more would hardly be accepted.
     """
     rows = state.peek(decided, [MASK] * size)[-size:]
     ids = []
     logits = []
     together = 1.0
-    for id_, of_cell in state.model.decoder.chained(rows, before, sampling.noise(size), sampling):
+    for id_, cell in state.model.decoder.chained(rows, before, sampling.noise(size), sampling):
         ids.append(id_)
-        logits.append(of_cell)
+        logits.append(cell)
         if threshold:
-            together *= sureness(distribution(of_cell, sampling), id_, sampling)
+            together *= sureness(distribution(cell, sampling), id_, sampling)
         if together < threshold:
             break
     state.counters.chain += len(ids)

@@ -34,7 +34,7 @@ from model import Blocks
 from support.generation import Counters, Generation, Watch
 from support.hardware import synchronize
 
-# Added to logits: ids that are no bytes never come out, and in the second row EOS neither.
+# Added to logits: PAD, BOS and MASK never come out, and in the second row EOS neither.
 BANNED = torch.zeros(2, VOCAB)
 BANNED[:, [PAD, BOS, MASK]] = BANNED[1, EOS] = -math.inf
 
@@ -60,36 +60,36 @@ class Sampling:
         return -self.temperature * (-chance.log()).log()
 
     def pick(self, logits, noise):
-        """The id that noise (V,), a row of the above, draws by `distribution` of logits (1, V)."""
+        """The id drawn from `distribution` of logits (1, V) by one row of that noise, (V,)."""
         return int((allowed(logits.cpu(), self) + noise).argmax())
 
 
 def ban(logits, sampling):
-    """Logits (..., V) in float32 or more, without PAD, BOS, MASK, and EOS if it is ignored."""
+    """Logits (..., V) in float32 or more, -inf for PAD, BOS, MASK, and EOS if it is ignored."""
     return logits + BANNED[int(sampling.ignore_eos)].to(logits.device)
 
 
 def allowed(logits, sampling):
-    """Logits (n, V) on the CPU without the ids that are banned, or that top-p leaves out."""
+    """Logits (n, V) on the CPU, -inf for the ids that are banned, or that top-p leaves out."""
     logits = ban(logits, sampling)
     if sampling.temperature == 0 or sampling.top_p == 1:
         return logits
     p = torch.softmax(logits.detach() / sampling.temperature, -1)
     ordered = torch.from_numpy(np.sort(p.numpy())).flip(-1)  # NumPy sorts short rows fast
-    # Kept are ids with less mass in front of them than top_p, and those like the last of these
+    # Kept are ids with less mass in front of them than top_p, and ties with the last of these
     kept = ordered.cumsum(-1) - ordered < sampling.top_p
     least = torch.where(kept, ordered, 1.0).amin(-1, keepdim=True)
     return logits.masked_fill(p < least, -math.inf)
 
 
 def distribution(logits, sampling):
-    """What is drawn from: logits (n, V) -> probabilities (n, V), if greedy logits; on the CPU."""
+    """Logits (n, V) -> probabilities to draw from (n, V), greedy the logits; on the CPU."""
     logits = allowed(logits.cpu(), sampling)
     return torch.softmax(logits / sampling.temperature, -1) if sampling.temperature else logits
 
 
 def draw(p, sampling):
-    """One id from each row of a distribution p (n, V) -> list of n ids."""
+    """One id from each row of p (n, V), which `distribution` gave -> list of n ids."""
     if sampling.temperature == 0:
         return p.argmax(-1).tolist()
     # The first id up to which there is more mass than a uniform number
@@ -99,7 +99,7 @@ def draw(p, sampling):
 
 
 def sureness(p, id_, sampling):
-    """The probability of an id by one row of `distribution` (1, V), which if greedy is logits."""
+    """The probability of an id by one row of `distribution` (1, V); if greedy, at temperature 1."""
     p = p[0] if sampling.temperature else p[0].softmax(-1)
     return p[id_].item()
 

@@ -238,16 +238,16 @@ class LocalDecoder(nn.Module):
     def chained(self, rows, before, noise, sampling):
         """The chained head at work from left to right: yields each cell's id and logits (1, V).
 
-        rows (K, D): the block's last ones. before: the id in front of it. noise (K, V) and
+        rows (K, D): the decoder's, of a block. before: the id in front of it. noise (K, V) and
         sampling: by which an id is picked (generate.Sampling); the next cells know it.
         """
         state = None
-        for row, of_cell in zip(rows, noise):
+        for row, chance in zip(rows, noise):
             # (D,) -> (1, 1, D): a block of one cell, behind what the state knows
             before = torch.tensor([[before]], device=row.device)
             row, state = self.chain(row[None, None], before, state)
             logits = self.head(row)[0]
-            before = sampling.pick(logits, of_cell)
+            before = sampling.pick(logits, chance)
             yield before, logits
 
 
@@ -288,7 +288,7 @@ class BLT(nn.Module):
     def forward(self, ids, closes, blocks=None):
         """ids (B, N), closes (B, N) with closes[:, 0] set -> logits of each next byte (B, N, V).
 
-        With Blocks, the logits of their P cells follow: (B, N + P, V).
+        With Blocks, the logits of their P rows follow: (B, N + P, V).
         """
         return self.decoder.head(self.rows(ids, closes, blocks))
 

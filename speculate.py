@@ -23,19 +23,19 @@ from support.checkpoint import check_block_size
 from support.generation import Watch
 from support.ngrams import LastPlaces
 
-COLDER = 0.85  # temperature of a drafted block over that of the text
+COLDER = 0.85  # the temperature of a drafted block: this share of the text's
 
 
 def verify(p, drafted, q, sampling):
-    """Algorithm 2 -> (how many drafted bytes are accepted, the byte that follows them).
+    """Verify a draft -> (how many drafted bytes are accepted, the byte that follows them).
 
     p (n + 1, V): the model's own distributions, row j for what follows j accepted bytes. drafted:
     n ids. q (n, V): what they were drawn from, or None for a draft that did not depend on chance.
-    What comes out is distributed as p alone would have it, whatever the draft. Greedy, a byte is
-    accepted iff it is the model's own, whatever q is.
+    Greedy, a byte is accepted iff it is the model's own, whatever q is. Sampled, what comes out is
+    distributed as p alone would have it, if a draft's end depends on nothing but the bytes in it.
 
-    Algorithm 2 accepts byte after byte with probability min(1, p/q). In block verification (Sun et
-    al. 2025) a byte that p likes more than q makes up for one before it that p likes less.
+    Algorithm 2 accepts byte after byte with probability min(1, p/q). Here block verification (Sun
+    et al. 2025) lets a byte that p likes more than q make up for one before it that p likes less.
     """
     if q is None or sampling.temperature == 0:
         own = draw(p, sampling)  # the model's byte after each prefix
@@ -50,16 +50,16 @@ def verify(p, drafted, q, sampling):
     for ratio in ratios.tolist():
         keep.append(min(1.0, keep[-1] * ratio))
     keep = p.new_tensor(keep)[:, None]
-    # (n + 1, V): what follows the j bytes is to come as often as keep p. Longer drafts that are
-    # kept bring of it what q has too; the rest must come from drafts that end here.
+    # (n + 1, V): the j bytes are to be followed by keep p in all. Drafts that are kept further
+    # bring min(keep p, q) of it, together keep - mass; drafts that end here bring the rest.
     rest = (keep * p - F.pad(q, (0, 0, 0, 1))).clamp(min=0)
     mass = rest.sum(1, keepdim=True)
-    # So of drafts that are kept no further this share ends here, and at the beginning all.
-    ends = mass / (mass + 1 - keep)
+    # So of the 1 - (keep - mass) that are kept no further, mass end here, and at the beginning all.
+    ends = mass / (mass + 1 - keep)  # NaN, which is no number's greater, where all are kept further
     ends[0] = 1.0
     chance = torch.rand(ends.shape, dtype=p.dtype, generator=sampling.generator)
-    accepted = int((chance < ends).nonzero()[-1, 0])
-    rest = torch.where(mass > 0, rest, p)  # rounding: p and q are the same
+    accepted = int((chance < ends).nonzero()[-1, 0])  # the longest that may end
+    rest = torch.where(mass > 0, rest, p)  # nothing is left: p and q are the same but for rounding
     return accepted, draw(rest[accepted, None], sampling)[0]
 
 
@@ -67,9 +67,9 @@ def verify(p, drafted, q, sampling):
 def speculate(state, prompt, max_bytes, drafter, sampling, watch):
     """Rounds of draft and verification (Algorithm 2) -> Generation. state: a new one.
 
-    Between rounds exactly one byte is decided (corrected, or free) but not taken in. The pass that
-    verifies takes it in with the draft behind it, and fills every cache for what is accepted: so a
-    round costs at most one encoder/global call (the paper's two: see measure/rounds.py).
+    Between rounds exactly one byte is decided, which `verify` returned, but not taken in. The pass
+    that verifies takes it in with the draft behind it, and fills every cache for what is accepted:
+    so a round costs at most one encoder/global call (the paper's two: see measure/rounds.py).
     """
     out = Output(state, prompt, max_bytes, sampling, watch)
     drafter.draft(state, out.text, 0)  # before the clock starts: it may index the prompt
@@ -107,7 +107,7 @@ class Draft(NamedTuple):
 class SelfDrafter:
     """BLT-S: the decoder alone goes on, byte by byte, past patch boundaries, on the last latent.
 
-    With a threshold above 0 it stops where chain_block does; the paper's drafts are all as long.
+    With a threshold above 0 it stops where chain_block does; the paper's are all of one length.
     """
 
     size: int  # k
@@ -131,8 +131,8 @@ class BlockDrafter:
     """BLT-DV: one block by diffusion behind the decided byte.
 
     Drawing cells in several steps has no known q, so then the most probable bytes are drafted.
-    Others are drawn a little colder than the text and without top-p: more of them are accepted,
-    and nothing needs to be sorted.
+    One-step and chained blocks are drawn a little colder than the text and without top-p: more of
+    them is accepted, and nothing needs to be sorted.
     """
 
     size: int  # K

@@ -217,7 +217,7 @@ class LeanChain(nn.Module):
         S = self.size
         state = rows.new_zeros(S)
         # (V,) and (3 S,) of each cell
-        for plain, x, of_cell in zip(self.head(rows), rows @ self.of_row, noise):
+        for plain, x, chance in zip(self.head(rows), rows @ self.of_row, noise):
             x = x + self.of_byte[before]
             h = torch.mv(self.of_state, state)
             # As nn.GRU: gates reset and update, then the new state, (S,) each
@@ -225,7 +225,7 @@ class LeanChain(nn.Module):
             new = torch.tanh(torch.addcmul(x[2 * S :], reset, h[2 * S :]))
             state = torch.lerp(new, state, update)
             logits = torch.addmv(plain, self.to_logits, state)[None]
-            before = sampling.pick(logits, of_cell)
+            before = sampling.pick(logits, chance)
             yield before, logits
 
 

@@ -163,7 +163,7 @@ def answers_behind(state):
         noise = torch.zeros(K, VOCAB)
         noise[range(len(given)), given] = math.inf  # whatever the logits, these ids are picked
         cells = decoder.chained(rows[-K:], PROBE[1], noise, Sampling())
-        logits += [of_cell for _, (_, of_cell) in zip(given, cells)]
+        logits += [cell for _, (_, cell) in zip(given, cells)]
     return logits
 
 
