@@ -267,7 +267,7 @@ THRESHOLDS = {"confidence": "alpha", "chained": "alpha", "entropy": "gamma"}
 # α by default; blocks that nobody verifies are chained to their end
 ALPHAS = {
     "bltd": {"confidence": 0.7, "chained": 0.0},
-    "bltdv": {"confidence": 0.3, "chained": 0.05},
+    "bltdv": {"confidence": 0.3, "chained": 0.01},
 }
 
 

@@ -14,7 +14,7 @@ from support.pictures import to_write
 from support.terminal import BadInput, Parser, package, read_file, run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-FRAMES = 56  # of the animation
+FRAMES = 42  # of the animation
 SIZE = 1240, 780  # pixels
 
 
