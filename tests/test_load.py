@@ -31,7 +31,7 @@ DRIVER = """
 import os, sys
 import torch, tqdm
 given = ["--checkpoint", sys.argv[1], "--json", "--ignore-eos", "--bytes", "16"]
-given += ["--temperature", "1", "--prompt", "fed by a cab " * 9]
+given += ["--temperature", "0.3", "--prompt", "fed by a cab " * 9]
 for folder in sys.argv[2:]:
     child = os.fork()
     if child:
