@@ -34,7 +34,7 @@ class Corrupted(NamedTuple):
     blocks: Blocks
     place: torch.Tensor  # the clean row that tells the same byte: the one in front of it
     counts: torch.Tensor  # bool: a hidden cell or a draft row whose byte is in the text
-    weight: torch.Tensor  # 1/t of a cell's block; nobody asks for that of a draft row
+    weight: torch.Tensor  # of a cell in the loss, 1/t of its block; of a draft row 1
     width: int  # rows of each block
 
 
@@ -154,8 +154,9 @@ def losses_of(model, ids, closes, corrupted, recipe):
     # (B, P): Eq. 6 over the hidden cells
     nats = nats_of(logits[:, N:], ids[:, 1:].gather(1, corrupted.place)) * corrupted.weight
     hidden = (nats * (corrupted.counts & ~draft)).sum()
-    p = verifier(logits[:, :N], corrupted)
     chained = drafted = torch.zeros_like(clean)
+    if recipe.draft_weight or model.decoder.chain:  # else nobody asks
+        p = verifier(logits[:, :N], corrupted)
     if recipe.draft_weight:
         loss, _ = draft_loss(p, logits[:, N:])
         drafted = (loss * (corrupted.counts & draft)).sum()

@@ -576,6 +576,22 @@ def test_cells_drawn_one_by_one_are_those_of_the_training_forward(seed, K, width
         assert torch.allclose(torch.cat(logits), expected, atol=1e-9), said
 
 
+@torch.no_grad()
+def test_no_cell_is_what_is_no_output():
+    """However large its logits are made: on every machine."""
+    model, patcher = make_models(1, block_size=4, chain_width=6)
+    rows = torch.randn(4, 32, dtype=torch.float64)
+    noise = torch.zeros(4, 260)
+    noise[:, [PAD, BOS, MASK]] = 1e9
+    noise[:, EOS] = 1e6
+    folded = fast_of(model, patcher).model.decoder
+    for decoder in (model.decoder, folded, FixedDecoder(model.decoder)):
+        ended = [id_ for id_, _ in decoder.chained(rows, 110, noise, Sampling())]
+        assert ended == [EOS] * 4
+        ignored = [id_ for id_, _ in decoder.chained(rows, 110, noise, Sampling(ignore_eos=True))]
+        assert not set(ignored) & {PAD, BOS, MASK, EOS}
+
+
 class Given:
     """A state that answers every question with the same decoder rows."""
 
