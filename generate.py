@@ -53,15 +53,16 @@ class Sampling:
         self.generator = torch.Generator().manual_seed(self.seed)
 
     def noise(self, n):
-        """T times Gumbel noise (n, V): argmax(logits + that) is a draw from softmax(logits / T)."""
-        if self.temperature == 0:
-            return torch.zeros(n, VOCAB)
+        """T times Gumbel noise (n, V), -inf for banned ids: argmax(logits + that) is a draw from
+        softmax(logits / T)."""
         chance = torch.rand(n, VOCAB, generator=self.generator)
-        return -self.temperature * (-chance.log()).log()
+        noise = -(-chance.log()).log() if self.temperature else torch.zeros(n, VOCAB)
+        return ban(self.temperature * noise, self)
 
     def pick(self, logits, noise):
         """The id drawn from `distribution` of logits (1, V) by one row of that noise, (V,)."""
-        return int((allowed(logits.cpu(), self) + noise).argmax())
+        logits = allowed(logits.cpu(), self) if self.top_p < 1 else logits.cpu()
+        return int((logits + noise).argmax())
 
 
 def ban(logits, sampling):
