@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from data import MASK
-from generate import Output, Sampling, ban, distribution, draw, sureness
+from data import EOS, MASK
+from generate import Output, Sampling, ban, distribution, draw
 from model import Blocks
 from support.checkpoint import check_block_size
 from support.generation import Watch
@@ -279,26 +279,32 @@ def denoise(state, decided, size, unmask, sampling, watch):
     return ids.tolist(), q if unmask.rule == "one-step" else None
 
 
-def chain_block(state, decided, before, size, threshold, sampling, watch):
-    """One pass over a wholly masked block, whose cells the chained head draws from left to right.
-
-    before: the id in front of the block. It stops behind the cell that brings the product of their
-    probabilities below the threshold: more would hardly be accepted.
+def until_unsure(drawn, threshold, sampling):
+    """Ids and logits (1, V), drawn one after the other -> (ids, q (n, V)), up to EOS, or to the id
+    that brings the product of their probabilities below the threshold: more is hardly accepted.
     """
-    rows = state.peek(decided, [MASK] * size)[-size:]
     ids = []
     logits = []
     together = 1.0
-    for id_, cell in state.model.decoder.chained(rows, before, sampling.noise(size), sampling):
+    for id_, its_logits in drawn:
         ids.append(id_)
-        logits.append(cell)
+        logits.append(its_logits)
         if threshold:
-            together *= sureness(distribution(cell, sampling), id_, sampling)
-        if together < threshold:
+            p = distribution(its_logits, sampling)  # greedy these are logits
+            together *= (p if sampling.temperature else p.softmax(-1))[0, id_].item()
+        if together < threshold or id_ == EOS:
             break
+    return ids, distribution(torch.cat(logits), sampling)
+
+
+def chain_block(state, decided, before, size, threshold, sampling, watch):
+    """One pass over a wholly masked block, whose cells the chained head draws left to right."""
+    rows = state.peek(decided, [MASK] * size)[-size:]
+    drawn = state.model.decoder.chained(rows, before, sampling.noise(size), sampling)
+    ids, q = until_unsure(drawn, threshold, sampling)
     state.counters.chain += len(ids)
     watch.step(ids, [False] * len(ids))
-    return ids, distribution(torch.cat(logits), sampling)
+    return ids, q
 
 
 def fill_block(state, decided, before, size, unmask, sampling, watch):

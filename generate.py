@@ -14,6 +14,7 @@ fast/load.py compares the two whenever a checkpoint is loaded, tests/test_stream
     peek(ids, block)     the decoder's rows for n ids behind the text and for the K cells of a block
                          behind those -> (n + K, D); both read the last latent there is, and the
                          text stays what it was
+    alone(ids, ..)       the decoder alone goes on behind them -> its ids and their logits
     rollback(length)     forgets all bytes from position `length` on
     closes(position)     does the byte there close its patch?
     length, counters     bytes that it holds (BOS included), and what was run
@@ -99,12 +100,6 @@ def draw(p, sampling):
     return torch.searchsorted(mass, chance * mass[:, -1:], right=True)[:, 0].tolist()
 
 
-def sureness(p, id_, sampling):
-    """The probability of an id by one row of `distribution` (1, V); if greedy, at temperature 1."""
-    p = p[0] if sampling.temperature else p[0].softmax(-1)
-    return p[id_].item()
-
-
 # ---- the plain state
 
 
@@ -152,6 +147,13 @@ class Prefix:
     def peek(self, ids=(), block=()):
         """Decoder rows of n ids behind the text and of K cells behind those (n + K, D)."""
         return self.rows(self.ids, self.closed, ids, block)[self.length :]
+
+    def alone(self, ids, noise, sampling):
+        """The decoder alone goes on behind ids, n bytes: as model.LocalDecoder.chained."""
+        for chance in noise:
+            logits = self.model.decoder.head(self.peek(ids)[-1:])
+            ids = [*ids, sampling.pick(logits, chance)]
+            yield ids[-1], logits
 
     @torch.inference_mode()
     def rows(self, text, closes, drafted=(), cells=()):

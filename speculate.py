@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 
 from data import EOS
-from diffusion import Unmask, fill_block, generate_bltd
-from generate import Output, Sampling, distribution, draw, generate, sureness
+from diffusion import Unmask, fill_block, generate_bltd, until_unsure
+from generate import Output, Sampling, distribution, draw, generate
 from support.checkpoint import check_block_size
 from support.generation import Watch
 from support.ngrams import LastPlaces
 
-COLDER = 0.85  # the temperature of a drafted block: this share of the text's
+COLDER = 0.85  # the temperature of a draft: this share of the text's
 
 
 def verify(p, drafted, q, sampling):
@@ -103,27 +103,27 @@ class Draft(NamedTuple):
     q: torch.Tensor | None = None
 
 
+def colder(sampling, share=COLDER):
+    """A Sampling for drafts: colder, so that more is accepted, and without top-p, which sorts."""
+    drawing = replace(sampling, temperature=share * sampling.temperature, top_p=1.0)
+    drawing.generator = sampling.generator  # one stream of chance for drafts and verification
+    return drawing
+
+
 @dataclass
 class SelfDrafter:
-    """BLT-S: the decoder alone goes on, byte by byte, past patch boundaries, on the last latent.
-
-    With a threshold above 0 it stops where chain_block does; the paper's are all of one length.
-    """
+    """BLT-S: the decoder alone goes on, byte by byte, past patch boundaries, on the last latent."""
 
     size: int  # k
-    threshold: float
+    threshold: float  # above 0 it ends where it is unsure; the paper's are all of one length
     sampling: Sampling
 
     def draft(self, state, text, limit):
-        behind = text[-1:]  # what the state has not taken in: the decided byte, then the draft
-        q = []
-        together = 1.0
-        while len(q) < min(self.size, limit) and together >= self.threshold and EOS not in behind:
-            logits = state.model.decoder.head(state.peek(behind)[-1:])
-            q.append(distribution(logits, self.sampling))
-            behind = behind + draw(q[-1], self.sampling)
-            together *= sureness(q[-1], behind[-1], self.sampling)
-        return Draft(behind[1:], torch.cat(q) if q else None)
+        if not limit:
+            return Draft([])
+        drawing = colder(self.sampling)
+        drawn = state.alone(text[-1:], drawing.noise(min(self.size, limit)), drawing)
+        return Draft(*until_unsure(drawn, self.threshold, drawing))
 
 
 @dataclass
@@ -131,8 +131,6 @@ class BlockDrafter:
     """BLT-DV: one block by diffusion behind the decided byte.
 
     Drawing cells in several steps has no known q, so then the most probable bytes are drafted.
-    One-step and chained blocks are drawn a little colder than the text and without top-p: more of
-    them is accepted, and nothing needs to be sorted.
     """
 
     size: int  # K
@@ -143,10 +141,8 @@ class BlockDrafter:
     def draft(self, state, text, limit):
         if not limit:
             return Draft([])
-        colder = COLDER if self.unmask.rule in ("one-step", "chained") else 0.0
-        drawing = replace(self.sampling, temperature=colder * self.sampling.temperature, top_p=1.0)
-        # One stream of chance for drafts and verification
-        drawing.generator = self.sampling.generator
+        share = COLDER if self.unmask.rule in ("one-step", "chained") else 0.0
+        drawing = colder(self.sampling, share)
         ids, q = fill_block(state, text[-1:], text[-1], self.size, self.unmask, drawing, self.watch)
         if EOS in ids:
             limit = min(limit, ids.index(EOS) + 1)
@@ -264,11 +260,7 @@ MODES = {
 }
 # Which field of Drafting is the threshold of a rule
 THRESHOLDS = {"confidence": "alpha", "chained": "alpha", "entropy": "gamma"}
-# α by default; blocks that nobody verifies are chained to their end
-ALPHAS = {
-    "bltd": {"confidence": 0.7, "chained": 0.0},
-    "bltdv": {"confidence": 0.3, "chained": 0.01},
-}
+ALPHAS = {"bltd": 0.7, "bltdv": 0.3}  # of confidence by default; chained blocks are not cut
 
 
 def settled(mode, model, drafting):
@@ -285,7 +277,7 @@ def settled(mode, model, drafting):
         chosen["unmask"] = "chained" if model.config.chain_width else "one-step"
     chained = chosen["unmask"] == "chained"
     if chosen["alpha"] is None:
-        chosen["alpha"] = ALPHAS[mode]["chained" if chained else "confidence"]
+        chosen["alpha"] = 0.0 if chained else ALPHAS[mode]
     if "copy" in chosen and chosen["copy"] is None:  # the paper's rules stay the paper's
         chosen["copy"] = 16 if chained else 0
     return chosen

@@ -9,8 +9,8 @@ fast/graphs.py repeats the rest.
 Padding stands behind the rows of a pass, in slots that are scratch: whoever writes them for good
 comes later, and until then nobody sees them. But 0 x NaN is NaN, so all buffers start at zero.
 
-A chained draft is drawn on the device, all else on the host: a round waits for its draft, for
-entropies and for the logits that verify it.
+Drafts are drawn on the device, all else on the host: a round waits for its draft, for entropies and
+for the logits that verify it.
 
 Letters in shape comments: n rows of a pass, S slots of a buffer, M patches, L bytes of the longest
 patch, H heads, C head width, K block size.
@@ -124,6 +124,9 @@ class Passes:
         for name in CACHES:
             setattr(self, name, getattr(stream, name))
         self.graphs = Graphs(stream.device)
+        # Of each byte that the decoder writes alone: what makes its id random
+        self.noise = torch.zeros(stream.max_rollback, VOCAB, device=stream.device)
+        self.next = torch.tensor([0, 1, 1, 1, 1], device=stream.device)  # from a place to the next
 
     def entropy(self, ints):
         """[place, n ids] -> the entropy after each (n,)."""
@@ -156,6 +159,17 @@ class Passes:
         ids, reads = ints[PLACE:].view(2, 1, -1)
         view = self.decoder_cache.fixed_view(place, ids.shape[1])
         return self.model.decoder(ids, self.latent_cache.rows, reads, view)[0]
+
+    def alone(self, ints, n):
+        """[place, id there, which latent of the buffer all read] -> n rows of `drawn`."""
+        place, id_, read = ints.split([PLACE, 1, 1])
+        made = []
+        for noise in self.noise[:n]:
+            row = self.decoder(torch.cat([place, id_, read]))
+            id_, kept = drawn(self.model.decoder.head(row), noise)
+            made.append(kept)
+            place = place + self.next
+        return torch.cat(made)
 
 
 class FixedStream(Stream):
@@ -225,8 +239,43 @@ class FixedStream(Stream):
         # The next replay writes to the same memory.
         return rows[: len(ids)].clone()
 
+    def alone(self, ids, noise, sampling):
+        """As generate.Prefix, but one wait for all bytes, and none of them is left out."""
+        n = len(noise)
+        size = min(-(-n // 8) * 8, self.max_rollback)  # a graph for each eight, not for each n
+        # top-p sorts, on the host
+        if sampling.top_p < 1 or n > size or len(ids) > 1 or self.decoded < self.length:
+            yield from super().alone(ids, noise, sampling)
+            return
+        place = self.decoder_cache.place(self.length, 1, size)
+        each = self.model.decoder.latent_shape[1]
+        read = self.known[-1].patches_closed - 1
+        self.latent_cache.span(read * each, (read + 1) * each)
+        ints = [*place, *ids, read - self.latent_cache.base // each]
+        self.passes.noise[:n] = sent(noise, self.device)
+        self.peeked = []  # their rows are of another text
+        self.counters.decoder += n
+        made = functools.partial(self.passes.alone, n=size)
+        yield from of_host(self.passes.graphs.run(f"{size} alone", made, ints)[:n])
 
-# ---- the chained head
+
+# ---- drafts that are drawn on the device
+
+
+def drawn(logits, noise):
+    """The id that noise (V,) picks from logits (1, V), on the device -> the id (1,), and the logits
+    with the id behind them (1, V + 1).
+    """
+    scores = logits + noise
+    id_ = scores.argmax(-1)
+    # Half precision has not every id.
+    return id_, torch.cat([logits.to(scores.dtype), id_[:, None].to(scores.dtype)], 1)
+
+
+def of_host(rows):
+    """Rows of `drawn` (n, V + 1): yields each id, and its logits (1, V) on the host. One wait."""
+    for row in rows.cpu().split(1):
+        yield int(row[0, -1]), row[:, :-1]
 
 
 class FixedDecoder(PlainDecoder):
@@ -249,19 +298,17 @@ class FixedDecoder(PlainDecoder):
         K = len(rows)
         self.rows[:K] = rows
         self.noise[:K] = sent(noise, self.noise.device)
-        made = self.graphs.run(f"{K} cells", functools.partial(self.cells, K=K), [before]).cpu()
-        for row in made.split(1):
-            yield int(row[0, -1]), row[:, :-1]
+        made = functools.partial(self.cells, K=K)
+        yield from of_host(self.graphs.run(f"{K} cells", made, [before]))
 
     def cells(self, before, K):
-        """The id before K cells (1,) -> their logits, and behind these their ids (K, V + 1)."""
+        """The id before K cells (1,) -> K rows of `drawn`."""
         made = []
         state = None
         for row, noise in zip(self.rows[:K], self.noise):
             row, state = self.decoder.chain(row[None, None], before[None], state)
-            logits = self.head(row)[0]
-            before = (logits + noise).argmax(-1)
-            made.append(torch.cat([logits, before[:, None].to(logits.dtype)], 1))
+            before, kept = drawn(self.head(row)[0], noise)
+            made.append(kept)
         return torch.cat(made)
 
 

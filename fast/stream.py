@@ -17,6 +17,7 @@ import torch
 
 from data import PAD
 from fast.cache import Buffer, Cache
+from generate import Prefix
 from model import LEAD
 from patcher import entropy
 from support.generation import Counters
@@ -267,6 +268,8 @@ class Stream:
         self.peeked = ids
         self.peeked_rows = rows[:n]
         return rows
+
+    alone = Prefix.alone
 
     def decode(self, ids=(), same=0, block=()):
         """One decoder pass over the rows owed of the text, ids[same:] behind it, and a block.

@@ -89,8 +89,8 @@ class Bench:
         for rule in rules:
             settings.append(Setting("bltdv", rule, Drafting(unmask=rule, copy=0)))
             if rule == "chained":
-                to_the_end = Drafting(unmask=rule, alpha=0.0, copy=0)
-                settings.append(Setting("bltdv", "chained, α = 0", to_the_end))
+                shorter = Drafting(unmask=rule, alpha=0.02, copy=0)
+                settings.append(Setting("bltdv", "chained, α = 0.02", shorter))
         if config.block_size > 4:
             short = Drafting(block_size=4, unmask="one-step", copy=0)
             settings.append(Setting("bltdv", "one-step, K = 4", short))

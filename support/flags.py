@@ -115,7 +115,7 @@ def add_mode(parser, modes, rules):
     add("--block-size", type=int, help="K, bytes of a block of bltd, bltdv (default: as trained)")
     help_ = "how a block is filled (default: confidence for bltd, chained or one-step for bltdv)"
     add("--unmask", choices=rules, help=help_)
-    help_ = "threshold of confidence (bltd 0.7, bltdv 0.3), of chained drafts (0.01) and blts' (0)"
+    help_ = "threshold of confidence (bltd 0.7, bltdv 0.3), of chained and of blts' drafts (0)"
     add("--alpha", type=WEIGHT, help=help_)
     help_ = "nats that a step of the rule entropy may unmask (default: 1.0 for bltd, 1.5 for bltdv)"
     add("--gamma", type=WEIGHT, help=help_)

@@ -376,9 +376,10 @@ class Begin(Watch):
 @pytest.mark.parametrize(
     "mode, fields, waits, launches",
     [
-        ("blt", {}, 2, 12),
-        ("bltdv", {"unmask": "one-step", "copy": 0}, 3, 24),
-        ("bltdv", {"unmask": "chained", "copy": 0}, 3, 22),
+        ("blt", {}, 2, 7),
+        ("blts", {}, 3, 12),
+        ("bltdv", {"unmask": "one-step", "copy": 0}, 3, 12),
+        ("bltdv", {"unmask": "chained", "copy": 0}, 3, 16),
     ],
 )
 def test_a_round_waits_and_launches_seldom(mode, fields, waits, launches, cuda):

@@ -447,7 +447,7 @@ def test_what_is_not_given_is_as_the_help_says():
     assert default("bltd", "unmask") == "confidence" and default("bltdv", "unmask") == "chained"
     assert default("bltd", "alpha") == 0.7 and default("bltd", "alpha", unmask="chained") == 0
     assert default("bltdv", "alpha", unmask="confidence") == 0.3
-    assert default("bltdv", "alpha") == 0.01 and default("bltdv", "alpha", alpha=0.0) == 0
+    assert default("bltdv", "alpha") == 0 and default("bltdv", "alpha", alpha=0.1) == 0.1
     assert default("bltd", "gamma") == 1.0 and default("bltdv", "gamma") == 1.5
     assert default("bltdv", "copy") == 16 and default("bltdv", "copy", unmask="one-step") == 0
     assert default("bltd", "block_size") == 8 == default("bltdv", "block_size")

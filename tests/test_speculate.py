@@ -766,7 +766,7 @@ def test_thresholds_of_modes_are_their_own_unless_given(given_to):
     assert unmask("bltd", unmask="entropy") == Unmask("entropy", 1.0)
     assert unmask("bltd", alpha=0.2, gamma=9) == Unmask("confidence", 0.2)
     assert unmask("bltd", alpha=0.0) == Unmask("confidence", 0.0)
-    assert unmask("bltdv") == Unmask("chained", 0.01)
+    assert unmask("bltdv") == Unmask("chained", 0.0)
     assert unmask("bltdv", alpha=0.3) == Unmask("chained", 0.3)
     assert not unmask("bltd", unmask="chained").threshold, "its blocks stay whole"
     assert unmask("bltd", unmask="chained", alpha=0.4) == Unmask("chained", 0.4)

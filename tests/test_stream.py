@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import FAST, count_passes, fast_of, fixed_of, make_models, plain_of, random_ids
 
 from data import BOS, EOS, MASK, OFFSET, encode
@@ -15,7 +16,7 @@ from fast import __main__ as way
 from fast.cache import Cache
 from fast.fixed import FixedStream
 from fast.stream import Stream
-from generate import Prefix
+from generate import Prefix, Sampling
 from layers import CLEAN, Rows, mask_of
 
 CLOSE = 1e-9  # in nats and in numbers of rows; logits of these models are of size one to ten
@@ -47,6 +48,15 @@ def poison(stream):
         (stream.latent_cache, last.patches_closed * each),
     ):
         cache.rows[..., max(0, first - cache.base) :, :] = poison
+
+
+@torch.inference_mode()
+def answer(state, call, *given):
+    """What a state answers; of ids that are drawn one by one the logits, each with its id."""
+    answered = getattr(state, call)(*given)
+    if call == "alone":
+        answered = torch.cat([F.pad(logits, (0, 1), value=id_) for id_, logits in answered])
+    return answered
 
 
 class Walk:
@@ -86,7 +96,7 @@ class Walk:
         while self.any.length < len(self.ids):
             self.take_in()
             for _ in range(self.rng.choice([0, 0, 1, 1, 2, 4])):
-                self.peek()
+                self.rng.choice([self.peek, self.peek, self.peek, self.go_on])()
             if self.rng.random() < 0.4:
                 self.step_back()
                 for _ in range(self.rng.choice([0, 1, 2])):
@@ -135,6 +145,18 @@ class Walk:
         self.behind = self.known = ids
         self.ask("model.BLT.rows", "peek", ids, cells)
 
+    def go_on(self):
+        """The decoder alone, with every way to draw: by chance, by the best, from the top."""
+        s = self.any
+        rng = self.rng
+        ids = [OFFSET + rng.randrange(256) for _ in range(rng.choice([1, 1, 1, 2]))]
+        n = rng.randrange(1, s.max_rollback - 1)
+        if ids == self.known or (self.counted and len(ids) > self.room()):
+            return
+        sampling = Sampling(rng.choice([0.0, 0.8]), rng.choice([1.0, 1.0, 0.7]), seed=n)
+        self.behind = self.known = []
+        self.ask("generate.Prefix.alone", "alone", ids, sampling.noise(n), sampling)
+
     def step_back(self):
         s = self.any
         length = self.rng.randrange(max(1, s.furthest - s.max_rollback), s.length + 1)
@@ -145,10 +167,10 @@ class Walk:
         """One call of all states -> what the plain one answers."""
         shown = ", ".join(map(str, given))
         question = f"{call}({shown}) at length {self.any.length}"
-        expected = getattr(self.plain, call)(*given)
+        expected = answer(self.plain, call, *given)
         for name, stream in self.fast.items():
             said = f"fast.stream ({name}) does not follow {follows}: {question}"
-            got = getattr(stream, call)(*given)
+            got = answer(stream, call, *given)
             if expected is not None:
                 assert apart(got, expected) < CLOSE, f"{said}: {apart(got, expected):.1e} apart"
             assert stream.length == self.plain.length, said
