@@ -29,7 +29,7 @@ from diffusion import (
     next_byte_nats,
     verifier,
 )
-from fast.fixed import FixedDecoder
+from fast.fixed import FixedDecoder, drawn, of_host
 from generate import Prefix, Sampling, ban, distribution
 from layers import CLEAN, Rows, mask_of, sees
 from measure import ideas
@@ -592,6 +592,15 @@ def test_no_cell_is_what_is_no_output():
                 assert not ids & {PAD, BOS, MASK, EOS}
             else:
                 assert ids == {EOS}
+
+
+def test_ids_cross_from_a_device_in_half_precision():
+    """Guards: bfloat16 counts in twos from 256 on, and the last ids are 257 and 259."""
+    for id_ in range(260):
+        logits = torch.eye(260)[[id_]].bfloat16()
+        picked, kept = drawn(logits, torch.zeros(260))
+        [(known, its_logits)] = of_host(kept)
+        assert known == id_ == picked and torch.equal(its_logits, logits.float())
 
 
 class Given:
