@@ -32,7 +32,7 @@ class Corrupted(NamedTuple):
     """Blocks beside a batch of text, and what the loss needs of each of their rows, (B, P)."""
 
     blocks: Blocks
-    place: torch.Tensor  # the clean row that tells the same byte: the one in front of it
+    place: torch.Tensor  # the clean row that predicts the same byte: in front of it
     counts: torch.Tensor  # bool: a hidden cell or a draft row whose byte is in the text
     weight: torch.Tensor  # of a cell in the loss, 1/t of its block; of a draft row 1
     width: int  # rows of each block
@@ -113,7 +113,7 @@ def make_blocks(ids, closes, recipe, generators):
         draft = F.pad(draft, (0, 0, 0, more), value=True)
         t = F.pad(t, (0, 0, 0, more), value=1.0)
         wanted = F.pad(wanted, (0, more), value=True)
-    # (B, blocks, rows of a block): where each stands, and the byte it tells: its own or the next
+    # (B, blocks, rows of a block): where each stands, and which byte it predicts
     positions = starts[..., None] + torch.arange(hidden.shape[2], device=ids.device)
     told = positions + draft.long()
     counts = (told <= N) & wanted[..., None] & (hidden | draft)
@@ -220,7 +220,7 @@ def cells_of(rows, corrupted, K):
 
 
 def whole_blocks(corrupted, K):
-    """Which blocks are hidden cells only, all of them in the text: (B blocks, 1) bool."""
+    """Which blocks have all their K cells hidden, and in the text: (B blocks, 1) bool."""
     return cells_of(corrupted.counts & ~corrupted.blocks.draft, corrupted, K).all(-1, keepdim=True)
 
 
@@ -231,9 +231,8 @@ def whole_blocks(corrupted, K):
 def confidence(p, masked, alpha):
     """Every cell whose top probability is above α; if none is, the most confident one."""
     top = p.amax(-1).masked_fill(~masked, -1.0)
-    if (top > alpha).any():
-        return (top > alpha) & masked
-    return F.one_hot(top.argmax(), len(top)).bool()
+    sure = top > alpha
+    return sure if sure.any() else F.one_hot(top.argmax(), len(top)).bool()
 
 
 def entropy_bounded(p, masked, gamma):
@@ -280,8 +279,8 @@ def denoise(state, decided, size, unmask, sampling, watch):
 
 
 def until_unsure(drawn, threshold, sampling):
-    """Ids and logits (1, V), drawn one after the other -> (ids, q (n, V)), up to EOS, or to the id
-    that brings the product of their probabilities below the threshold: more is hardly accepted.
+    """Ids and logits (1, V), drawn one after the other -> (ids, q (n, V)), with EOS, or the id that
+    brings the product of their q below the threshold, as the last: verify must see why they end.
     """
     ids = []
     logits = []

@@ -46,7 +46,7 @@ class Sampling:
 
     temperature: float = 0.0
     top_p: float = 1.0
-    ignore_eos: bool = False  # never end before the byte budget
+    ignore_eos: bool = False  # never draw EOS
     seed: int = 0
     stop: tuple = ()  # ids that end the output as EOS does, say that of a newline
 
@@ -54,11 +54,12 @@ class Sampling:
         self.generator = torch.Generator().manual_seed(self.seed)
 
     def noise(self, n):
-        """T times Gumbel noise (n, V), -inf for banned ids: argmax(logits + that) is a draw from
-        softmax(logits / T)."""
-        chance = torch.rand(n, VOCAB, generator=self.generator)
-        noise = -(-chance.log()).log() if self.temperature else torch.zeros(n, VOCAB)
-        return ban(self.temperature * noise, self)
+        """(n, V): argmax(logits + noise) is a draw from softmax(logits / T), never a banned id."""
+        noise = torch.zeros(n, VOCAB)  # made ahead, so that a device can draw a whole draft by it
+        if self.temperature > 0:  # T times Gumbel noise
+            chance = torch.rand(n, VOCAB, generator=self.generator)
+            noise = -self.temperature * (-chance.log()).log()
+        return ban(noise, self)
 
     def pick(self, logits, noise):
         """The id drawn from `distribution` of logits (1, V) by one row of that noise, (V,)."""
@@ -85,7 +86,7 @@ def allowed(logits, sampling):
 
 
 def distribution(logits, sampling):
-    """Logits (n, V) -> probabilities to draw from (n, V), greedy the logits; on the CPU."""
+    """Logits (n, V) -> probabilities to draw from (n, V), the logits if T = 0; on the CPU."""
     logits = allowed(logits.cpu(), sampling)
     return torch.softmax(logits / sampling.temperature, -1) if sampling.temperature else logits
 
@@ -149,10 +150,10 @@ class Prefix:
         return self.rows(self.ids, self.closed, ids, block)[self.length :]
 
     def alone(self, ids, noise, sampling):
-        """The decoder alone goes on behind ids, n bytes: as model.LocalDecoder.chained."""
-        for chance in noise:
+        """The decoder goes on behind ids, a byte for a row of noise: yields id, logits (1, V)."""
+        for row in noise:
             logits = self.model.decoder.head(self.peek(ids)[-1:])
-            ids = [*ids, sampling.pick(logits, chance)]
+            ids = [*ids, sampling.pick(logits, row)]
             yield ids[-1], logits
 
     @torch.inference_mode()
@@ -206,7 +207,7 @@ class Output:
         return logits
 
     def write(self, ids):
-        """Take new ids, up to one that ends the output -> may more follow?"""
+        """Take new ids, those before one that ends the output -> may more follow?"""
         ids = ids[: self.left]
         ends = [i for i, id_ in enumerate(ids) if id_ == EOS or id_ in self.sampling.stop]
         if ends:

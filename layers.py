@@ -17,7 +17,7 @@ from torch import nn
 
 from support.hardware import block_mask, flexible
 
-CLEAN = -1  # stands where a row of a block has the start of its block
+CLEAN = -1  # the `start` of rows that lie in no block
 
 # ---- who sees whom
 
@@ -41,7 +41,7 @@ def sees(query, key, window):
     """May the row `query` read the row `key`? Rows whose shapes broadcast -> bool (Fast BLT §3.2).
 
     A clean row (of the text) reads the last `window` clean rows, itself included. Rows of a block
-    read the clean rows before the block: a cell is to tell its own byte, which the clean row there
+    read the last clean rows before it: a cell is to predict its byte, which the clean row there
     holds. Of their own block (no two of a text have one start) cells read everything, and draft
     rows themselves and what stands before them. Nobody else reads a block.
     """
@@ -51,10 +51,10 @@ def sees(query, key, window):
     # The first position whose clean row must stay hidden
     end = torch.where(clean_query, query.position + 1, query.start)
     # The window reaches back from here
-    newest = torch.where(left_to_right, query.position + 1, query.start)
-    past = clean_key & (key.position < end) & (key.position >= newest - window)
+    reach = torch.where(left_to_right, query.position + 1, query.start)
+    past = clean_key & (key.position < end) & (key.position >= reach - window)
     own_block = ~clean_query & (key.start == query.start)
-    in_order = (key.position <= query.position) & (key.position >= newest - window)
+    in_order = (key.position <= query.position) & (key.position >= reach - window)
     return past | own_block & (in_order | ~query.draft)
 
 
@@ -249,7 +249,7 @@ class ChainedHead(nn.Module):
     def forward(self, rows, before, state=None):
         """rows (B, K, D) of blocks, before (B, K) the id before each cell -> rows (B, K, D), state.
 
-        state (1, B, S): what the cells further to the left left behind, None for the first.
+        state (1, B, width): what the cells before these left behind, None for the first.
         """
         inputs = torch.cat([rows, self.embed(before).to(rows.dtype)], -1)
         # Under autocast cuDNN's GRU would run in float16, whose gradients vanish here.

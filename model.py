@@ -87,8 +87,8 @@ def bytes_of_patches(closes, longest):
     """The positions of each closed patch: closes (B, N) -> (B, M, L), -1 where it is shorter.
 
     longest: L, or 0 for that of the longest patch here. Rows of a batch have as many patches M as
-    the one with most, rounded up to a multiple of 16, since CPUs keep a program for every shape of
-    a product that they have seen.
+    the one with most, rounded up to a multiple of 16, as libraries of CPUs keep a program for
+    every shape of a product.
     """
     B, N = closes.shape
     position = torch.arange(N, device=closes.device).expand(B, N)
@@ -242,12 +242,12 @@ class LocalDecoder(nn.Module):
         sampling: by which an id is picked (generate.Sampling); the next cells know it.
         """
         state = None
-        for row, chance in zip(rows, noise):
+        for row, its_noise in zip(rows, noise):
             # (D,) -> (1, 1, D): a block of one cell, behind what the state knows
             before = torch.tensor([[before]], device=row.device)
             row, state = self.chain(row[None, None], before, state)
             logits = self.head(row)[0]
-            before = sampling.pick(logits, chance)
+            before = sampling.pick(logits, its_noise)
             yield before, logits
 
 

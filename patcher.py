@@ -180,7 +180,7 @@ def fill_patches(signals, max_patch):
     """
     position = torch.arange(len(signals), device=signals.device)
     asked = signals | (position == 0)
-    # (N,) the start that the last signal before i gives
+    # (N,) the start that the last signal up to i gives
     opened = torch.where(asked, position + 1, 0).cummax(0).values
     full = (position + 1 - opened) % (max_patch or len(signals) + 1) == 0
     return asked | full

@@ -55,7 +55,7 @@ def verify(p, drafted, q, sampling):
     rest = (keep * p - F.pad(q, (0, 0, 0, 1))).clamp(min=0)
     mass = rest.sum(1, keepdim=True)
     # So of the 1 - (keep - mass) that are kept no further, mass end here, and at the beginning all.
-    ends = mass / (mass + 1 - keep)  # NaN, which is no number's greater, where all are kept further
+    ends = mass / (mass + 1 - keep)  # NaN, less than no chance, where all are kept further
     ends[0] = 1.0
     chance = torch.rand(ends.shape, dtype=p.dtype, generator=sampling.generator)
     accepted = int((chance < ends).nonzero()[-1, 0])  # the longest that may end
@@ -104,7 +104,7 @@ class Draft(NamedTuple):
 
 
 def colder(sampling, share=COLDER):
-    """A Sampling for drafts: colder, so that more is accepted, and without top-p, which sorts."""
+    """For drafts: colder, of which more was accepted, and without top-p, since sorting is slow."""
     drawing = replace(sampling, temperature=share * sampling.temperature, top_p=1.0)
     drawing.generator = sampling.generator  # one stream of chance for drafts and verification
     return drawing
@@ -115,7 +115,7 @@ class SelfDrafter:
     """BLT-S: the decoder alone goes on, byte by byte, past patch boundaries, on the last latent."""
 
     size: int  # k
-    threshold: float  # above 0 it ends where it is unsure; the paper's are all of one length
+    threshold: float  # of until_unsure; the paper's drafts are all of one length: 0
     sampling: Sampling
 
     def draft(self, state, text, limit):
@@ -234,7 +234,7 @@ class Mode:
     """A way to generate, as sample, bandwidth and evaluation know it."""
 
     sampler: Callable
-    defaults: dict  # of the fields of Drafting that it reads; None depends on the model
+    defaults: dict  # of the fields of Drafting that it reads; None: see `settled`
     verified: bool = False  # drafts are verified: the output is plain BLT's
     fills_blocks: bool = False  # needs a model trained by diffusion
     paper_calls: int = 0  # encoder/global calls that the paper counts a round; 0: those made

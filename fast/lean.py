@@ -226,7 +226,7 @@ class LeanChain(nn.Module):
         of_rows = zip(self.head(rows).numpy(), (rows @ self.of_row).numpy(), noise)
         h = rows.new_zeros(3 * S).numpy()
         state = h[:S]
-        for plain, x, chance in of_rows:
+        for plain, x, its_noise in of_rows:
             x = x + of_byte[before]
             # As nn.GRU: gates reset and update, then the new state, (S,) each
             gates = 0.5 + 0.5 * np.tanh(0.5 * (x[: 2 * S] + h[: 2 * S]))  # sigmoid
@@ -235,7 +235,7 @@ class LeanChain(nn.Module):
             product = torch.mv(of_state, torch.from_numpy(state)).numpy()
             h = product[: 3 * S]
             logits = torch.from_numpy(plain + product[3 * S :])[None]
-            before = sampling.pick(logits, chance)
+            before = sampling.pick(logits, its_noise)
             yield before, logits
 
 

@@ -381,9 +381,9 @@ def slow_draft_loss(p, q):
     """draft_loss of one row, by the probabilities p and q (V,) -> loss, nats."""
     nats = 0.0
     kept = 0.0
-    for verified, drawn in zip(p.tolist(), q.tolist()):
-        nats -= verified * math.log(drawn)
-        kept += min(verified, drawn)
+    for verified, drafted in zip(p.tolist(), q.tolist()):
+        nats -= verified * math.log(drafted)
+        kept += min(verified, drafted)
     return nats + REJECTED * (1 - kept), nats
 
 
