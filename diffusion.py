@@ -282,8 +282,7 @@ def until_unsure(drawn, threshold, sampling):
     """Ids and logits (1, V), drawn one after the other -> (ids, q (n, V)), with EOS, or the id that
     brings the product of their q below the threshold, as the last: verify must see why they end.
     """
-    ids = []
-    logits = []
+    ids, logits = [], []
     together = 1.0
     for id_, its_logits in drawn:
         ids.append(id_)

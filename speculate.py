@@ -119,10 +119,11 @@ class SelfDrafter:
     sampling: Sampling
 
     def draft(self, state, text, limit):
-        if not limit:
+        n = min(self.size, limit)
+        if not n:
             return Draft([])
         drawing = colder(self.sampling)
-        drawn = state.alone(text[-1:], drawing.noise(min(self.size, limit)), drawing)
+        drawn = state.alone(text[-1:], drawing.noise(n), drawing)
         return Draft(*until_unsure(drawn, self.threshold, drawing))
 
 

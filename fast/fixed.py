@@ -116,7 +116,7 @@ class FixedCache(Cache):
 
 
 class Passes:
-    """The three passes, each a function of integers on the device, and the buffers they work in."""
+    """The passes, each a function of integers on the device, and the buffers they work in."""
 
     def __init__(self, stream):
         self.model = stream.model
@@ -240,9 +240,12 @@ class FixedStream(Stream):
         return rows[: len(ids)].clone()
 
     def alone(self, ids, noise, sampling):
-        """As generate.Prefix, but one wait for all bytes, and none of them is left out."""
+        """As generate.Prefix, but one wait for all bytes. Those that nobody asks for run too, and
+        are not counted.
+        """
         n = len(noise)
-        size = min(-(-n // 8) * 8, self.max_rollback)  # a graph for each eight, not for each n
+        # A graph for each power of two, not for each n
+        size = min(1 << (n - 1).bit_length(), self.max_rollback)
         # top-p sorts, on the host
         if sampling.top_p < 1 or n > size or len(ids) > 1 or self.decoded < self.length:
             yield from super().alone(ids, noise, sampling)
@@ -254,9 +257,10 @@ class FixedStream(Stream):
         ints = [*place, *ids, read - self.latent_cache.base // each]
         self.passes.noise[:n] = sent(noise, self.device)
         self.peeked = []  # their rows are of another text
-        self.counters.decoder += n
         made = functools.partial(self.passes.alone, n=size)
-        yield from of_host(self.passes.graphs.run(f"{size} alone", made, ints)[:n])
+        for id_, logits in of_host(self.passes.graphs.run(f"{size} alone", made, ints)[:n]):
+            self.counters.decoder += 1
+            yield id_, logits
 
 
 # ---- drafts that are drawn on the device

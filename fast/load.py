@@ -150,21 +150,27 @@ def answers(machine, step):
 
 
 def answers_behind(state):
-    """Logits of a draft, of a block behind it, and of its chained cells: list of (n, V)."""
+    """Logits of drafts, of a block behind one, and of its chained cells: list of (n, V)."""
     decoder = state.model.decoder
     K = state.model.config.block_size
     drafted = PROBE[:2]
+    alone = state.alone(drafted[:1], forced(PROBE[2:5]), Sampling())
+    logits = [of_one for _, of_one in alone]
     rows = state.peek(drafted[:1])
-    logits = [decoder.head(rows)]
+    logits.append(decoder.head(rows))
     rows = state.peek(drafted, [MASK] * K)
     logits.append(decoder.head(rows))
     if K and state.model.config.chain_width:
-        given = PROBE[2:5][:K]
-        noise = torch.zeros(K, VOCAB)
-        noise[range(len(given)), given] = math.inf  # whatever the logits, these ids are picked
-        cells = decoder.chained(rows[-K:], PROBE[1], noise, Sampling())
-        logits += [cell for _, (_, cell) in zip(given, cells)]
+        given = forced((2 * PROBE)[2 : 2 + K])
+        logits += [cell for _, cell in decoder.chained(rows[-K:], PROBE[1], given, Sampling())]
     return logits
+
+
+def forced(ids):
+    """Noise (n, V) by which these n ids are picked, whatever the logits."""
+    noise = torch.zeros(len(ids), VOCAB)
+    noise[range(len(ids)), ids] = math.inf
+    return noise
 
 
 def checked(model, patcher):

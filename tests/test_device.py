@@ -261,7 +261,7 @@ def machines(device, **changes):
     return fast, *plain
 
 
-RUNS = [("blt", {}), ("blts", {}), ("lookup", {})]
+RUNS = [("blt", {}), ("blts", {}), ("blts", {"draft_size": 13, "alpha": 0.1}), ("lookup", {})]
 RUNS += [("bltd", {"unmask": rule}) for rule in ("one-step", "confidence", "entropy", "chained")]
 RUNS += [("bltdv", {"unmask": rule, "copy": 0}) for rule in ("one-step", "confidence", "chained")]
 RUNS += [("bltdv", {})]

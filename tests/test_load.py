@@ -82,7 +82,7 @@ UNFOLLOWED = {
     "a renamed attribute": Change("layers.py", "self.heads", "self.number_of_heads"),
     # Layers see 100 rows: more than the check asks about.
     "half of the window": Change(
-        "layers.py", "newest - window)\n    own", "newest - window // 2)\n    own"
+        "layers.py", "reach - window)\n    own", "reach - window // 2)\n    own"
     ),
     "two entropies in a row": Change(
         "patcher.py",

@@ -79,6 +79,7 @@ def verified_modes(draft_sizes, block_sizes):
     samplers = {}
     for k in draft_sizes:
         samplers[f"blts {k}"] = functools.partial(generate_blts, draft_size=k)
+    samplers["blts until unsure"] = functools.partial(generate_blts, draft_size=12, alpha=0.1)
     for K in block_sizes:
         for rule in (ONE_STEP, CONFIDENCE, ENTROPY, CHAINED):
             sampler = functools.partial(generate_bltdv, block_size=K, unmask=rule)
