@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import FAST, count_passes, fast_of, make_models, plain_of, random_ids
+from conftest import FAST, count_passes, fast_of, fixed_of, make_models, plain_of, random_ids
 
 import speculate as speculating
 from data import BOS, EOS, MASK, OFFSET, PAD, encode
@@ -148,7 +148,8 @@ def test_fast_verified_modes_write_what_plain_blt_does_in_all_sizes(
     models = models_of(seed + 10, max_patch, mean, window)
     prompt = random_ids(1 + length, seed)[1:].tolist()
     plain = generate(Prefix(*models), prompt, 50, sampling=ENDLESS).ids
-    check_both_machines(models, prompt, 50, MANY, plain=plain, fast=FAST)
+    every = {**FAST, "fixed": fixed_of}
+    check_both_machines(models, prompt, 50, MANY, plain=plain, fast=every)
 
 
 def test_fast_verified_modes_write_what_plain_blt_does_on_a_trained_model(trained):
