@@ -96,7 +96,7 @@ class Walk:
         while self.any.length < len(self.ids):
             self.take_in()
             for _ in range(self.rng.choice([0, 0, 1, 1, 2, 4])):
-                self.rng.choice([self.peek, self.peek, self.peek, self.go_on])()
+                self.rng.choice([*[self.peek] * 6, self.go_on])()
             if self.rng.random() < 0.4:
                 self.step_back()
                 for _ in range(self.rng.choice([0, 1, 2])):
@@ -150,7 +150,7 @@ class Walk:
         s = self.any
         rng = self.rng
         ids = [OFFSET + rng.randrange(256) for _ in range(rng.choice([1, 1, 1, 2]))]
-        n = rng.randrange(1, s.max_rollback - 1)
+        n = min(rng.choice([1, 2, 3, 5]), s.max_rollback - 2)
         if ids == self.known or (self.counted and len(ids) > self.room()):
             return
         sampling = Sampling(rng.choice([0.0, 0.8]), rng.choice([1.0, 1.0, 0.7]), seed=n)
