@@ -105,7 +105,8 @@ def line_of_the_project():
         name = frame.f_code.co_filename
         if name.startswith(ROOT + os.sep):
             name = os.path.relpath(name, ROOT)
-            if not name.startswith(("tests" + os.sep, ".venv" + os.sep)):
+            # An environment may lie in the project, whatever it is called.
+            if not name.startswith("tests" + os.sep) and "site-packages" not in name:
                 return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return "no line of the project"
