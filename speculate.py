@@ -55,7 +55,7 @@ def verify(p, drafted, q, sampling):
     rest = (keep * p - F.pad(q, (0, 0, 0, 1))).clamp(min=0)
     mass = rest.sum(1, keepdim=True)
     # So of the 1 - (keep - mass) that are kept no further, mass end here, and at the beginning all.
-    ends = mass / (mass + 1 - keep)  # NaN, less than no chance, where all are kept further
+    ends = mass / (mass + 1 - keep)  # NaN, which no chance is below, where all are kept further
     ends[0] = 1.0
     chance = torch.rand(ends.shape, dtype=p.dtype, generator=sampling.generator)
     accepted = int((chance < ends).nonzero()[-1, 0])  # the longest that may end
