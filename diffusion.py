@@ -279,8 +279,8 @@ def denoise(state, decided, size, unmask, sampling, watch):
 
 
 def until_unsure(drawn, threshold, sampling):
-    """Ids and logits (1, V) as they are drawn, up to EOS, or until their q multiply to less than the
-    threshold -> (ids, q (n, V)). The id that ends them is one of them: `verify` relies on that.
+    """Ids and logits (1, V) as they are drawn, up to EOS, or until their q multiply to less than
+    the threshold -> (ids, q (n, V)). The id that ends them is one of them: `verify` relies on that.
     """
     ids, logits = [], []
     together = 1.0

@@ -116,7 +116,7 @@ def add_mode(parser, modes, rules):
     help_ = "how a block is filled (default: confidence for bltd, chained or one-step for bltdv)"
     add("--unmask", choices=rules, help=help_)
     help_ = "threshold of confidence (bltd 0.7, bltdv 0.3), of chained and of blts' drafts (0)"
-    add("--alpha", type=WEIGHT, help=help_)
+    add("--alpha", type=SHARE, help=help_)
     help_ = "nats that a step of the rule entropy may unmask (default: 1.0 for bltd, 1.5 for bltdv)"
     add("--gamma", type=WEIGHT, help=help_)
     help_ = "paper: encode everything decided before each draft or block, the open patch too. This "

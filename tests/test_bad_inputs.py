@@ -257,6 +257,7 @@ LINES = {
     f"sample.py {KNOWN} --threshold nan": "--threshold",
     f"sample.py {KNOWN} --threshold 1e9": "--threshold",
     f"sample.py {KNOWN} --alpha inf": "--alpha",
+    f"sample.py {KNOWN} --mode blts --alpha 2": "--alpha: 2 is outside [0, 1]",
     f"sample.py {KNOWN} --gamma -1": "--gamma",
     f"sample.py {KNOWN} --draft-size 9999": "--draft-size",
     f"sample.py {KNOWN} --copy 9999": "--copy",

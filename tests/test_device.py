@@ -382,11 +382,13 @@ class Begin(Watch):
         ("bltdv", {"unmask": "chained", "copy": 0}, 3, 16),
     ],
 )
-def test_a_round_waits_and_launches_seldom(mode, fields, waits, launches, cuda):
+@pytest.mark.parametrize("temperature, top_p", [(0.0, 1.0), (0.8, 0.95)])
+def test_a_round_waits_and_launches_seldom(mode, fields, waits, launches, temperature, top_p, cuda):
     """Once for entropies, a draft and the logits that verify it; passes are captured graphs."""
     fast, _, _ = machines("cuda")
     for _ in range(2):
-        how = {"sampling": Sampling(ignore_eos=True), "watch": Begin(cuda)}
+        sampling = Sampling(temperature, top_p, ignore_eos=True)
+        how = {"sampling": sampling, "watch": Begin(cuda)}
         made = run_mode(mode, fast.state(), PROMPT, 24, Drafting(**fields), **how)
     rounds = made.counters.rounds or made.new_bytes
     assert cuda.waits <= waits * rounds + 1
