@@ -246,7 +246,7 @@ def entropy_bounded(p, masked, gamma):
 
 UNMASK = {"confidence": confidence, "entropy": entropy_bounded}
 UNMASK["one-step"] = lambda p, masked, _: masked  # everything at once
-RULES = (*UNMASK, "chained")  # or cell by cell: chain_block
+RULES = (*UNMASK, "chained")  # or cell by cell, by the chained head
 
 
 class Unmask(NamedTuple):
@@ -295,21 +295,15 @@ def until_unsure(drawn, threshold, sampling):
     return ids, distribution(torch.cat(logits), sampling)
 
 
-def chain_block(state, decided, before, size, threshold, sampling, watch):
-    """One pass over a wholly masked block, whose cells the chained head draws left to right."""
-    rows = state.peek(decided, [MASK] * size)[-size:]
-    drawn = state.model.decoder.chained(rows, before, sampling.noise(size), sampling)
-    ids, q = until_unsure(drawn, threshold, sampling)
+def fill_block(state, decided, before, size, unmask, sampling, watch):
+    """Fill a block by any of RULES, chained from left to right. before: the id in front of it."""
+    if unmask.rule != "chained":
+        return denoise(state, decided, size, unmask, sampling, watch)
+    drawn = state.chained(decided, before, sampling.noise(size), sampling)
+    ids, q = until_unsure(drawn, unmask.threshold or 0.0, sampling)
     state.counters.chain += len(ids)
     watch.step(ids, [False] * len(ids))
     return ids, q
-
-
-def fill_block(state, decided, before, size, unmask, sampling, watch):
-    """Fill a block by any of RULES. before: the id in front of it."""
-    if unmask.rule == "chained":
-        return chain_block(state, decided, before, size, unmask.threshold or 0.0, sampling, watch)
-    return denoise(state, decided, size, unmask, sampling, watch)
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ fast/load.py compares the two whenever a checkpoint is loaded, tests/test_stream
                          behind those -> (n + K, D); both read the last latent there is, and the
                          text stays what it was
     alone(ids, ..)       the decoder alone goes on behind them -> its ids and their logits
+    chained(ids, ..)     the chained head fills a block behind them -> the same
     rollback(length)     forgets all bytes from position `length` on
     closes(position)     does the byte there close its patch?
     length, counters     bytes that it holds (BOS included), and what was run
@@ -155,6 +156,11 @@ class Prefix:
             logits = self.model.decoder.head(self.peek(ids)[-1:])
             ids = [*ids, sampling.pick(logits, row)]
             yield ids[-1], logits
+
+    def chained(self, ids, before, noise, sampling):
+        """A block behind ids, by the chained head: yields as alone. before: the id in front."""
+        rows = self.peek(ids, [MASK] * len(noise))[-len(noise) :]
+        yield from self.model.decoder.chained(rows, before, noise, sampling)
 
     @torch.inference_mode()
     def rows(self, text, closes, drafted=(), cells=()):

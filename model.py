@@ -83,11 +83,11 @@ def latent_read(closes):
     return closes.long().cumsum(1) - 1
 
 
-def bytes_of_patches(closes, longest):
+def bytes_of_patches(closes, longest, M=None):
     """The positions of each closed patch: closes (B, N) -> (B, M, L), -1 where it is shorter.
 
-    longest: L, or 0 for that of the longest patch here. Rows of a batch have as many patches M as
-    the one with most, rounded up to a multiple of 16, as libraries of CPUs keep a program for
+    longest: L, or 0 for that of the longest patch here. M: or as many patches as the row of the
+    batch with most has, rounded up to a multiple of 16, as libraries of CPUs keep a program for
     every shape of a product.
     """
     B, N = closes.shape
@@ -98,9 +98,9 @@ def bytes_of_patches(closes, longest):
     opened = torch.where(closes, position + 1, 0).cummax(1).values
     start = F.pad(opened, (1, 0))[:, :-1]
     place = position - start
-    M = int(closes.sum(1).max())
-    if B > 1:
-        M += -M % 16
+    if M is None:
+        M = int(closes.sum(1).max())
+        M += -M % 16 if B > 1 else 0
     L = longest or int(torch.where(closes, place, 0).max()) + 1
     # Bytes of the open patch, which may be of any length, fall into one more, which is cut off.
     patch = torch.where(patch == closes.sum(1, keepdim=True), M, patch)

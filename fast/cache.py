@@ -71,6 +71,8 @@ class Cache(Buffer):
     """Keys and values of one stack, (layers, 2, 1, H, capacity, C)."""
 
     def __init__(self, layers, heads, head_width, window, max_rollback, max_rows, rope_base, like):
+        # Kernels of GPUs would copy a mask over all slots if 16 did not divide these.
+        max_rows += -(2 * (window + max_rollback) + max_rows) % 16
         super().__init__((layers, 2, 1, heads), head_width, window, max_rollback, max_rows, like)
         self.rope_base = rope_base
         self.masks = {}

@@ -9,11 +9,12 @@ fast/graphs.py repeats the rest.
 Padding stands behind the rows of a pass, in slots that are scratch: whoever writes them for good
 comes later, and until then nobody sees them. But 0 x NaN is NaN, so all buffers start at zero.
 
-Drafts are drawn on the device, all else on the host: a round waits for its draft, for entropies and
-for the logits that verify it.
+Drafts are drawn on the device. What `extend` will ask of a draft runs behind it before the host has
+seen it: where its bytes close patches, the device finds out. So a round waits once, for the draft
+and for the logits that verify it.
 
 Letters in shape comments: n rows of a pass, S slots of a buffer, M patches, L bytes of the longest
-patch, H heads, C head width, K block size.
+patch, H heads, C head width, K block size, V vocabulary.
 """
 
 import functools
@@ -22,14 +23,14 @@ from typing import NamedTuple
 
 import torch
 
-from data import PAD, VOCAB
+from data import MASK, PAD, VOCAB
 from fast.cache import Buffer, Cache
 from fast.graphs import Graphs
 from fast.lean import PlainDecoder
 from fast.stream import Stream
 from layers import CLEAN, Rows, attend, sees
-from model import LEAD
-from patcher import entropy
+from model import LEAD, bytes_of_patches
+from patcher import entropy, fill_patches
 from support.hardware import sent
 
 CACHES = ("entropy_cache", "encoder_cache", "global_cache", "decoder_cache", "latent_cache")
@@ -71,6 +72,7 @@ class FixedCache(Cache):
     def __init__(self, *shape):
         super().__init__(*shape)
         self.rows.zero_()
+        self.slots = torch.arange(self.capacity, device=self.rows.device)
 
     restart = FixedLatents.restart
 
@@ -95,9 +97,17 @@ class FixedCache(Cache):
             start = end + self.capacity
         return [self.base, first, end, start, end - cells]
 
-    def fixed_view(self, place, n):
-        """A pass over n rows. place (5,): what the function above says, on the device."""
+    def fixed_view(self, place, n, cells=False):
+        """A pass over n rows. place (5,): what the function above says, on the device.
+
+        cells: may there be some among them?
+        """
         base, first, end, start, first_cell = place.unbind()
+        slots = self.slots[:n] + (first - base)
+        rope = tuple(factors.index_select(0, slots) for factors in self.rope)
+        if not cells:  # layers.sees of clean rows, in four kernels for forty
+            back = slots[:, None] - self.slots  # padding is ahead of all others, and reads anything
+            return FixedView(rope, (back >= 0) & (back < self.window), slots, self.rows)
 
         def rows_at(position):
             in_block = position >= start
@@ -105,13 +115,10 @@ class FixedCache(Cache):
                 position, torch.where(in_block, start, CLEAN), in_block & (position < first_cell)
             )
 
-        position = first + torch.arange(n, device=place.device)
-        query = rows_at(position[:, None])
-        key = rows_at(base + torch.arange(self.capacity, device=place.device))
+        query = rows_at((base + slots)[:, None])
+        key = rows_at(base + self.slots)
         # Padding is seen by padding alone, which must see something.
         mask = sees(query, key, self.window) & ((key.position < end) | (query.position >= end))
-        slots = position - base
-        rope = tuple(factors.index_select(0, slots) for factors in self.rope)
         return FixedView(rope, mask, slots, self.rows)
 
 
@@ -126,6 +133,8 @@ class Passes:
         self.graphs = Graphs(stream.device)
         # Of each byte that the decoder writes alone: what makes its id random
         self.noise = torch.zeros(stream.max_rollback, VOCAB, device=stream.device)
+        # Ids that follow the text and that the host does not know
+        self.drafted = torch.zeros(stream.max_rows, dtype=torch.long, device=stream.device)
         self.next = torch.tensor([0, 1, 1, 1, 1], device=stream.device)  # from a place to the next
 
     def entropy(self, ints):
@@ -153,11 +162,11 @@ class Passes:
         slots = slot + torch.arange(rows.shape[2], device=ints.device)
         self.latent_cache.rows.index_copy_(2, slots, rows)
 
-    def decoder(self, ints):
+    def decoder(self, ints, cells=False):
         """[place, n ids, which latent of the buffer each of them reads] -> last rows (n, D)."""
         place = ints[:PLACE]
         ids, reads = ints[PLACE:].view(2, 1, -1)
-        view = self.decoder_cache.fixed_view(place, ids.shape[1])
+        view = self.decoder_cache.fixed_view(place, ids.shape[1], cells)
         return self.model.decoder(ids, self.latent_cache.rows, reads, view)[0]
 
     def alone(self, ints, n):
@@ -171,6 +180,45 @@ class Passes:
             place = place + self.next
         return torch.cat(made)
 
+    def extend(self, ints, n):
+        """All passes of `extend` over n ids, padding included, and what lies between them.
+
+        ints: [four places, how many bytes the open patch has, slot of the first new latent, n ids,
+        LEAD ids and those of the open patch and n more]. Ids below 0 are drafted. -> rows
+        (n, V + 2): logits, entropy, does the text ask there for the end of a patch?
+        """
+        L = self.model.config.max_patch
+        size = n + L - 1  # bytes from the start of the open patch on
+        of_ids, of_bytes, of_patches, of_rows, open_, slot, ids, all_ids = ints.split(
+            [PLACE, PLACE, PLACE, PLACE, 1, 1, n, LEAD + size]
+        )
+        ids = torch.where(ids < 0, self.drafted[:n], ids)
+        H = self.entropy(torch.cat([of_ids, ids]))
+        number = torch.arange(size + 1, device=ints.device)
+        asked = self.patcher.signals(ids, H)
+        # Where the new bytes stand among these. In front of all a patch closed.
+        where = open_ + number[:n]
+        behind = torch.zeros_like(number, dtype=torch.bool).index_copy(0, 1 + where, asked)
+        closes = fill_patches(behind, self.patcher.config.max_patch)[1:]
+        closes &= number[:size] < open_ + n  # of padding too, whose patches nobody reads
+        closed = closes.cumsum(0)
+        members = bytes_of_patches(closes[None], L, n).flatten()
+        all_ids = all_ids.index_copy(0, LEAD + where, ids)
+        self.patches(torch.cat([of_bytes, of_patches, slot, members, all_ids]), n)
+        reads = slot // self.model.decoder.latent_shape[1] - 1 + closed[where]
+        rows = self.decoder(torch.cat([of_rows, ids, reads]))
+        answers = H[:, None], asked[:, None].to(H.dtype)
+        return torch.cat([self.model.decoder.head(rows), *answers], 1)
+
+
+class Foreseen(NamedTuple):
+    """What extending a text by some ids answers: all passes have run, and no more."""
+
+    ids: list[int]
+    logits: torch.Tensor  # (n, V), on the host as all of it
+    signals: list
+    entropies: list
+
 
 class FixedStream(Stream):
     """A Stream of fixed shapes. Its model is not folded: see FixedDecoder."""
@@ -178,11 +226,13 @@ class FixedStream(Stream):
     keys_and_values = FixedCache
     latents = FixedLatents
 
+    foreseen = None  # of the next ids, if they are these
+
     def make_caches(self, like):
         """Its own, or those of a Stream like it that nobody has any more: with what is captured."""
         p = self.patcher.config
         # What is captured holds for one configuration.
-        alike = repr((self.model.config, p.width, p.window, self.max_rollback, self.max_rows))
+        alike = repr((self.model.config, p, self.max_rollback, self.max_rows))
         idle = self.model.idle.setdefault((alike, id(self.patcher)), [])
         if idle:
             self.passes = idle.pop()
@@ -202,6 +252,92 @@ class FixedStream(Stream):
                 return size
         return self.max_rows
 
+    @torch.inference_mode()
+    def extend(self, ids):
+        """As Stream, but logits come on the host. For several bytes they are all it waits for."""
+        if not self.is_foreseen(ids):
+            if not self.can_foresee(len(ids)):
+                return super().extend(ids).cpu()
+            self.foresee(ids)
+        logits = self.foreseen.logits[: len(ids)]
+        self.advance(ids)
+        self.counters.decoder += 1
+        return logits
+
+    def is_foreseen(self, ids):
+        """Have the passes over these ids run?"""
+        return self.foreseen is not None and self.foreseen.ids[: len(ids)] == ids
+
+    def can_foresee(self, n):
+        """Can one graph do all for n more ids? It always runs the encoder and the global model,
+        which one byte alone seldom needs.
+        """
+        ready = self.length and self.decoded == self.length
+        fits = 1 < n and self.padded(n) < self.max_rows
+        # Others look at the byte before, or have no entropies to wait for.
+        return ready and fits and self.patcher.config.kind == "entropy"
+
+    def foresee(self, ids, drafted=None):
+        """Run what `extend` asks of ids and of a draft behind them -> the draft's rows on the host.
+
+        drafted (n, V + 1): rows of `drawn` on the device, whose ids the host does not know.
+        """
+        unknown = 0 if drafted is None else len(drafted)
+        n = len(ids) + unknown
+        if unknown:
+            self.passes.drafted[len(ids) : n] = drafted[:, -1]
+        size = self.padded(n)
+        more = size + self.model.config.max_patch - 1
+        first = self.length
+        last = self.known[-1]
+        low = last.open_start
+        old = last.patches_closed
+        each = self.model.decoder.latent_shape[1]
+        self.latent_cache.span((old - 1) * each, (old + size) * each)
+        ints = [
+            *self.entropy_cache.place(first, n, size),
+            *self.encoder_cache.place(low, first + n - low, more),
+            *self.global_cache.place(old, size, size),
+            *self.decoder_cache.place(first, n, size),
+            first - low,
+            old * each - self.latent_cache.base,
+            *ids,
+            *[-1] * unknown,
+            *[PAD] * (size - n),
+            *[self.at(i).id for i in range(low - LEAD, first)],
+            *[PAD] * (more - (first - low)),
+        ]
+        self.peeked = []  # their rows are of another text
+        made = functools.partial(self.passes.extend, n=size)
+        rows = self.passes.graphs.run("extend", made, ints)
+        # One copy to the host
+        parts = [rows] if drafted is None else [rows, drafted]
+        everything = torch.cat([part.flatten() for part in parts]).cpu()
+        rows, draft = everything.tensor_split([rows.numel()])
+        rows = rows.view(size, -1)[:n]
+        draft = draft.view(-1, VOCAB + 1)
+        ids = ids + [int(id_) for id_ in draft[:, -1]]
+        self.foreseen = Foreseen(ids, rows[:, :-2], rows[:, -1].tolist(), rows[:, -2].tolist())
+        return draft
+
+    def advance_piece(self, ids):
+        if not self.is_foreseen(ids):
+            self.foreseen = None
+        super().advance_piece(ids)
+        if self.foreseen:
+            self.decoded = self.length
+        self.foreseen = None
+
+    def rollback(self, length):
+        self.foreseen = None
+        super().rollback(length)
+
+    def boundary_signals(self, ids):
+        if not self.foreseen:
+            return super().boundary_signals(ids)
+        self.counters.entropy += 1
+        return self.foreseen.signals, self.foreseen.entropies
+
     def entropy_pass(self, first, ids):
         size = self.padded(len(ids))
         place = self.entropy_cache.place(first, len(ids), size)
@@ -209,6 +345,8 @@ class FixedStream(Stream):
         return self.passes.graphs.run("entropy", self.passes.entropy, ints)[: len(ids)]
 
     def patch_pass(self, low, high, old, new):
+        if self.foreseen:
+            return
         longest = self.model.config.max_patch
         n = high - low
         # Bytes that close M patches are M at least, and there may be an open patch in front.
@@ -227,6 +365,7 @@ class FixedStream(Stream):
         self.passes.graphs.run("patches", functools.partial(self.passes.patches, M=M), ints)
 
     def decoder_pass(self, first, ids, reads, cells, states):
+        self.foreseen = None  # these rows lie where its rows lay
         size = self.padded(len(ids))
         each = self.model.decoder.latent_shape[1]
         self.latent_cache.span(reads[0] * each, (reads[-1] + 1) * each)
@@ -235,7 +374,8 @@ class FixedStream(Stream):
         place = self.decoder_cache.place(first, len(ids), size, self.length, cells)
         slots = [read - oldest for read in reads + [reads[-1]] * len(padding)]
         ints = [*place, *ids, *padding, *slots]
-        rows = self.passes.graphs.run("decoder", self.passes.decoder, ints)
+        made = functools.partial(self.passes.decoder, cells=cells > 0)
+        rows = self.passes.graphs.run(f"decoder, {cells > 0}", made, ints)
         # The next replay writes to the same memory.
         return rows[: len(ids)].clone()
 
@@ -258,9 +398,24 @@ class FixedStream(Stream):
         self.passes.noise[:n] = sent(noise, self.device)
         self.peeked = []  # their rows are of another text
         made = functools.partial(self.passes.alone, n=size)
-        for id_, logits in of_host(self.passes.graphs.run(f"{size} alone", made, ints)[:n]):
+        drafted = self.passes.graphs.run(f"{size} alone", made, ints)[:n]
+        for id_, logits in self.of_draft(ids, drafted):
             self.counters.decoder += 1
             yield id_, logits
+
+    def chained(self, ids, before, noise, sampling):
+        """As generate.Prefix, but one wait for all cells, and none of them is left out."""
+        if sampling.top_p < 1:  # sorts, on the host
+            yield from super().chained(ids, before, noise, sampling)
+            return
+        rows = self.peek(ids, [MASK] * len(noise))[-len(noise) :]
+        yield from self.of_draft(ids, self.model.decoder.drawn_cells(rows, before, noise))
+
+    def of_draft(self, ids, drafted):
+        """As of_host, of what is drafted behind ids. What `extend` asks of that runs too."""
+        if self.can_foresee(len(ids) + len(drafted)):
+            drafted = self.foresee(ids, drafted)
+        return of_host(drafted)
 
 
 # ---- drafts that are drawn on the device
@@ -299,11 +454,15 @@ class FixedDecoder(PlainDecoder):
         if sampling.top_p < 1:  # sorts, on the host
             yield from super().chained(rows, before, noise, sampling)
             return
+        yield from of_host(self.drawn_cells(rows, before, noise))
+
+    def drawn_cells(self, rows, before, noise):
+        """rows (K, D), the id before them, noise (K, V) -> K rows of `drawn`, on the device."""
         K = len(rows)
         self.rows[:K] = rows
         self.noise[:K] = sent(noise, self.noise.device)
         made = functools.partial(self.cells, K=K)
-        yield from of_host(self.graphs.run(f"{K} cells", made, [before]))
+        return self.graphs.run(f"{K} cells", made, [before])
 
     def cells(self, before, K):
         """The id before K cells (1,) -> K rows of `drawn`."""

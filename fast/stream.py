@@ -270,6 +270,7 @@ class Stream:
         return rows
 
     alone = Prefix.alone
+    chained = Prefix.chained
 
     def decode(self, ids=(), same=0, block=()):
         """One decoder pass over the rows owed of the text, ids[same:] behind it, and a block.

@@ -30,7 +30,7 @@ import model
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 T = torch.Tensor
 # One kernel on a GPU, several here. (In training they count as several; so do their gradients.)
-ONE_KERNEL = (torch.rms_norm, F.scaled_dot_product_attention)
+ONE_KERNEL = (F.rms_norm, F.scaled_dot_product_attention)
 # Results of these have a shape, or are a number, that the host has to wait for.
 WAITING = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"}
 WAITING |= {"bincount", "_local_scalar_dense", "is_nonzero", "repeat_interleave"}

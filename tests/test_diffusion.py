@@ -18,11 +18,11 @@ from diffusion import (
     UNMASK,
     Corrupted,
     Unmask,
-    chain_block,
     chained_loss,
     confidence,
     denoise,
     entropy_bounded,
+    fill_block,
     generate_bltd,
     losses_of,
     make_blocks,
@@ -614,11 +614,14 @@ class Given:
     def peek(self, ids, block):
         return self.rows[: len(block)]
 
+    chained = Prefix.chained
+
 
 def chained_cells(model, rows, sampling, threshold=0.0):
-    """chain_block over given rows (K, D), behind the id 110 -> ids, q."""
+    """fill_block over given rows (K, D), behind the id 110 -> ids, q."""
     state = Given(model, rows)
-    ids, q = chain_block(state, [], 110, len(rows), threshold, sampling, Watch())
+    unmask = Unmask("chained", threshold)
+    ids, q = fill_block(state, [], 110, len(rows), unmask, sampling, Watch())
     assert state.counters.chain == len(ids) == len(q)
     return ids, q
 
