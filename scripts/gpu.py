@@ -2,7 +2,7 @@
 
     python -m scripts.gpu                 # on a machine with a GPU, a few minutes
     python -m scripts.gpu --device cpu --presets nano --steps 2 --bytes 8     # the same in small
-    python -m scripts.gpu --memory        # what training each preset needs, anywhere, in a second
+    python -m scripts.gpu --memory        # what training each preset needs: anywhere, in seconds
 
 Letters in shape comments: B batch, N byte positions.
 """
@@ -143,13 +143,43 @@ def held(model, settings):
 
 
 def held_by_presets():
-    """-> rows of the table: a preset, and what it holds by itself and by AdamW."""
+    """-> rows of the table: a preset, what it holds by itself and by AdamW, and its activations."""
     for name, preset in PRESETS.items():
         with torch.device("meta"):
             model = BLT(replace(preset.model, block_size=8))
+        said = "not counted"  # too large for what this is run on
+        if name in SHAPES:
+            batch, length = SHAPES[name]
+            each = kept_by_a_crop(name)
+            said = f"{each / 1e6:.0f} MB a crop of {length} bytes, "
+            said += f"{batch * each / 1e9:.2f} GB for {batch}"
         for optimizer in dict.fromkeys([preset.training.optimizer, "adamw"]):
             settings = preset.training.trained_by(optimizer)
-            yield f"train {name}, {optimizer}", str(held(model, settings)), ""
+            yield f"train {name}, {optimizer}", str(held(model, settings)), said
+
+
+def kept_by_a_crop(name, K=8):
+    """Bytes that a forward pass keeps for the backward one, for each crop more, blocks included.
+
+    Counted on the CPU in float32: bfloat16 takes less, and GPUs keep tiles of masks alone.
+    """
+
+    def kept(batch):
+        task = task_of("cpu", name, K, batch)
+        own = {p.untyped_storage().data_ptr() for p in task.model.parameters()}
+        sizes = {}
+
+        def count(x):
+            storage = x.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            loss, _ = task.loss(*task.batch(0, 0), 1.0)
+        assert loss.requires_grad  # so all that it keeps is still there
+        return sum(size for place, size in sizes.items() if place not in own)
+
+    return (kept(4) - kept(2)) // 2
 
 
 def training(device, presets, steps, batch=None):
@@ -167,8 +197,8 @@ def training(device, presets, steps, batch=None):
             )
 
 
-def step_time(device, name, K, steps, batch):
-    """The median of some steps, and the memory that they take, in words."""
+def task_of(device, name, K, batch):
+    """A preset's model and random patches of the default corpus, as training has them -> Task."""
     length = SHAPES[name][1]
     model, _ = random_pair(name, K, chain_width=0)
     model.to(device)
@@ -178,8 +208,13 @@ def step_time(device, name, K, steps, batch):
     loss = distributed.spread(model, functools.partial(model_loss, recipe=recipe))
     s = replace(PRESETS[name].training, batch=batch, length=length, accumulate=1)
     dtype = hardware.choose_dtype("auto", str(device))
-    task = Task("model", model.train(), loss, Crops(ids, closes, length, 0), s, dtype)
-    optimizer = make_optimizer(model, s)
+    return Task("model", model.train(), loss, Crops(ids, closes, length, 0), s, dtype)
+
+
+def step_time(device, name, K, steps, batch):
+    """The median of some steps, and the memory that they take, in words."""
+    task = task_of(device, name, K, batch)
+    optimizer = make_optimizer(task.model, task.settings)
     on_cuda = torch.device(device).type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -190,8 +225,9 @@ def step_time(device, name, K, steps, batch):
         hardware.synchronize(device)
         times.append(time.perf_counter() - began)
     median = sorted(times[2:])[steps // 2]
-    said = f"{1e3 * median:.1f} ms a step, {batch * length / median / 1e3:.0f} kB/s"
-    known = held(model, s)
+    speed = batch * task.settings.length / median
+    said = f"{1e3 * median:.1f} ms a step, {speed / 1e3:.0f} kB/s"
+    known = held(task.model, task.settings)
     if not on_cuda:
         return f"{said}; {known}; activations are not measured here"
     most = torch.cuda.max_memory_allocated()
@@ -237,7 +273,8 @@ def main(argv=None):
     """Raises BadInput where there is no GPU, or the CPU is not asked for."""
     options = options_from(argv)
     if options.memory:
-        print(table(["what", "without activations", ""], list(held_by_presets())))
+        rows = list(held_by_presets())
+        print(table(["what", "held", "activations, float32"], rows))
         return
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput("there is no GPU here: --device cpu runs the same in small")

@@ -45,6 +45,16 @@ def test_memory_of_all_presets_is_told_anywhere(capsys):
     said = capsys.readouterr().out
     assert all(f"train {name}, adamw" in said for name in PRESETS)
     assert "train nano, muon" in said and said.count("GB held: weights") == 10
+    assert said.count("not counted") == 2 and said.count("MB a crop of 512 bytes") == 4
+
+
+def test_activations_are_what_the_backward_pass_keeps():
+    """A crop of `nano` keeps at least the inputs of its layers, and grows with its blocks."""
+    without, with_blocks = (gpu.kept_by_a_crop("nano", K) for K in (0, 8))
+    c = PRESETS["nano"].model
+    rows = gpu.SHAPES["nano"][1] * (c.encoder_layers + c.decoder_layers)
+    # A layer keeps its input and its norm's, q, k, v and what attention made: rows of float32
+    assert 5 * 4 * rows * c.width < without < with_blocks < 10 * without
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
