@@ -11,13 +11,14 @@ import torch
 from conftest import make_models, random_ids
 from device import Device, Held, Mixed
 
+import bandwidth
 import train
 from fast.fixed import FixedStream
 from fast.load import Machine, load, prepared
 from fast.patching import closes_of, entropies_of
 from generate import Prefix, Sampling
 from generate import generate as plain_blt
-from measure.passes import pass_seconds
+from measure.passes import PassSeconds, pass_seconds
 from measure.quality import bits_per_byte, identical, masked_accuracy, near_tie, output_bits
 from measure.rounds import PaperPrefix
 from model import BLT
@@ -313,6 +314,18 @@ def test_single_passes_are_timed_there(device, monkeypatch):
     assert set(times.decoder) == {1, 9} and times.chain
     parts = (times.decoder, times.patcher, times.encoder_global, times.chain)
     assert waited == [device.place] * 5 * sum(map(len, parts))
+
+
+def test_passes_timed_alone_are_no_ceiling_of_captured_graphs(device, monkeypatch):
+    """A round there is a few graphs; elsewhere it is its passes, one behind the other."""
+    seconds = PassSeconds({1: 0.1}, {1: 0.1}, {1: 0.1}, 0.0, {1: 0.1})
+    monkeypatch.setattr(bandwidth, "pass_seconds", lambda *_: seconds)
+    fast, _, _ = machines(device.place)
+    settings = [bandwidth.Setting("blt", "", Drafting())]
+    made = bandwidth.measure(fast, [PROMPT], 4, settings, Sampling)
+    [row], times = bandwidth.compare(fast, [PROMPT], settings, made)
+    assert times is seconds
+    assert (row["of_ceiling"] is None) == (device.place.type == "cuda")
 
 
 def test_the_clock_starts_behind_the_prefill(device, monkeypatch):
