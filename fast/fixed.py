@@ -1,17 +1,17 @@
 """A fast state for GPUs: passes whose shapes never change, so that each is one captured graph.
 
 A Stream's passes take as many rows as there are, and see as many earlier ones as there are: a GPU
-gets another program each time, launched kernel by kernel. Here a pass takes 1 row, K + 1, 2 K + 1,
-or as many as a prefill has at once; what is missing is padding. It sees the whole buffer, through a
-mask that is computed from positions. So all that changes are a few integers on the device, and
-fast/graphs.py repeats the rest.
+gets another program each time, launched kernel by kernel. Here a pass takes 1 byte or patch, K + 1,
+2 K + 1, or as many as a prefill has at once; what is missing is padding. It sees the whole buffer,
+through a mask that is computed from positions. So all that changes are a few integers on the
+device, and fast/graphs.py repeats the rest.
 
 Padding stands behind the rows of a pass, in slots that are scratch: whoever writes them for good
-comes later, and until then nobody sees them. But 0 x NaN is NaN, so all buffers start at zero.
+comes later, and until then nobody sees them. But 0 x NaN is NaN, so memory begins as zeros.
 
-Drafts are drawn on the device. What `extend` will ask of a draft runs behind it before the host has
-seen it: where its bytes close patches, the device finds out. So a round waits once, for the draft
-and for the logits that verify it.
+Drafts of BLT-S and of the chained head are drawn on the device. What `extend` will ask of a draft
+runs behind it before the host has seen it: where its bytes close patches, the device finds out. So
+their rounds wait once, for the draft and for the logits that verify it.
 
 Letters in shape comments: n rows of a pass, S slots of a buffer, M patches, L bytes of the longest
 patch, H heads, C head width, K block size, V vocabulary.
@@ -19,6 +19,7 @@ patch, H heads, C head width, K block size, V vocabulary.
 
 import functools
 import weakref
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -86,9 +87,11 @@ class FixedCache(Cache):
             self.rope = before
 
     def place(self, first, n, size, start=None, cells=0):
-        """The integers of a pass over the n rows from position `first` on, padded to `size`.
+        """The integers of a pass over the n rows from position `first` on, padded to `size`: where
+        the buffer begins, where the rows do, where they end, where their block begins, where its
+        cells do.
 
-        start: where the block begins that the last of them belong to; the last `cells` are cells.
+        start: of the block that the last of them belong to; the last `cells` are cells.
         """
         oldest = min(first, start) if cells else first
         self.span(max(0, oldest - self.window), first + size)
@@ -105,7 +108,7 @@ class FixedCache(Cache):
         base, first, end, start, first_cell = place.unbind()
         slots = self.slots[:n] + (first - base)
         rope = tuple(factors.index_select(0, slots) for factors in self.rope)
-        if not cells:  # layers.sees of clean rows, in four kernels for forty
+        if not cells:  # layers.sees of clean rows, by four kernels instead of forty
             back = slots[:, None] - self.slots  # padding is ahead of all others, and reads anything
             return FixedView(rope, (back >= 0) & (back < self.window), slots, self.rows)
 
@@ -126,7 +129,11 @@ class Passes:
     """The passes, each a function of integers on the device, and the buffers they work in."""
 
     def __init__(self, stream):
-        self.model = stream.model
+        m = stream.model
+        # Its parts alone: the model keeps what is captured of it, and both shall end together.
+        self.model = SimpleNamespace(
+            config=m.config, encoder=m.encoder, globe=m.globe, decoder=m.decoder
+        )
         self.patcher = stream.patcher
         for name in CACHES:
             setattr(self, name, getattr(stream, name))
@@ -184,8 +191,9 @@ class Passes:
         """All passes of `extend` over n ids, padding included, and what lies between them.
 
         ints: [four places, how many bytes the open patch has, slot of the first new latent, n ids,
-        LEAD ids and those of the open patch and n more]. Ids below 0 are drafted. -> rows
-        (n, V + 2): logits, entropy, does the text ask there for the end of a patch?
+        LEAD + n + L - 1 ids: those before the open patch, its own, room for the new]. Ids below 0
+        are drafted. -> rows (n, V + 2): logits, entropy, does the text ask there for the end of a
+        patch?
         """
         L = self.model.config.max_patch
         size = n + L - 1  # bytes from the start of the open patch on
@@ -228,6 +236,7 @@ class FixedStream(Stream):
 
     foreseen = None  # of the next ids, if they are these
 
+    @torch.inference_mode()  # as all passes: what is used again may not be of two kinds
     def make_caches(self, like):
         """Its own, or those of a Stream like it that nobody has any more: with what is captured."""
         p = self.patcher.config
@@ -274,7 +283,7 @@ class FixedStream(Stream):
         """
         ready = self.length and self.decoded == self.length
         fits = 1 < n and self.padded(n) < self.max_rows
-        # Others look at the byte before, or have no entropies to wait for.
+        # Others look at what stands before the first byte, or have no entropies to wait for.
         return ready and fits and self.patcher.config.kind == "entropy"
 
     def foresee(self, ids, drafted=None):
@@ -349,7 +358,7 @@ class FixedStream(Stream):
             return
         longest = self.model.config.max_patch
         n = high - low
-        # Bytes that close M patches are M at least, and there may be an open patch in front.
+        # M patches come with room for M + longest - 1 bytes, as one may be open in front.
         M = self.padded(max(new - old, n - longest + 1))
         size = M + longest - 1
         of_bytes = self.encoder_cache.place(low, n, size)
@@ -379,6 +388,7 @@ class FixedStream(Stream):
         # The next replay writes to the same memory.
         return rows[: len(ids)].clone()
 
+    @torch.inference_mode()
     def alone(self, ids, noise, sampling):
         """As generate.Prefix, but one wait for all bytes. Those that nobody asks for run too, and
         are not counted.
@@ -397,12 +407,14 @@ class FixedStream(Stream):
         ints = [*place, *ids, read - self.latent_cache.base // each]
         self.passes.noise[:n] = sent(noise, self.device)
         self.peeked = []  # their rows are of another text
+        self.foreseen = None
         made = functools.partial(self.passes.alone, n=size)
         drafted = self.passes.graphs.run(f"{size} alone", made, ints)[:n]
         for id_, logits in self.of_draft(ids, drafted):
             self.counters.decoder += 1
             yield id_, logits
 
+    @torch.inference_mode()
     def chained(self, ids, before, noise, sampling):
         """As generate.Prefix, but one wait for all cells, and none of them is left out."""
         if sampling.top_p < 1:  # sorts, on the host
@@ -438,7 +450,10 @@ def of_host(rows):
 
 
 class FixedDecoder(PlainDecoder):
-    """model.LocalDecoder as it is, but all cells of a block are drawn in one captured pass."""
+    """model.LocalDecoder as it is, but all cells of a block are drawn in one captured pass.
+
+    Once it is made, its weights stay where they are: graphs know the memory.
+    """
 
     def __init__(self, decoder):
         super().__init__(decoder)

@@ -6,6 +6,10 @@ tensors alone: what changes from call to call (ids, positions) is written as int
 tensor of the device, and nothing in the function may look at it from the host.
 """
 
+import contextlib
+import functools
+import gc
+
 import torch
 
 
@@ -18,9 +22,8 @@ class Graphs:
         self.kept = {}
 
     def run(self, name, function, ints):
-        """function(tensor of ints) -> what it returns, which lasts until the next call.
-
-        Without CUDA it is simply called.
+        """function(tensor of ints) -> what it returns. That lasts until the next call of this name
+        with so many integers. Without CUDA the function is simply called.
         """
         if not self.captures:
             return function(torch.tensor(ints, device=self.device))
@@ -35,33 +38,48 @@ class Graph:
     """One function for one number of integers."""
 
     def __init__(self, function, ints, device):
-        # What is pinned is copied without a wait. Two in turn: the host may write the next integers
-        # while the device has still to read these.
-        self.pinned = [torch.tensor(ints).pin_memory() for _ in range(2)]
-        self.ints = self.pinned[0].to(device, non_blocking=True)
-        self.made, self.again = captured(lambda: function(self.ints))
+        self.ints = torch.tensor(ints).pin_memory().to(device, non_blocking=True)
+        self.made, self.again = captured(lambda: function(self.ints), device)
 
     def replay(self, ints):
-        self.pinned.reverse()
-        self.pinned[0].copy_(torch.tensor(ints))
-        self.ints.copy_(self.pinned[0], non_blocking=True)
+        # What is pinned is copied without a wait, and torch keeps it until the device has read it.
+        self.ints.copy_(torch.tensor(ints).pin_memory(), non_blocking=True)
         return self.again()
 
 
-def captured(function):
+@functools.cache
+def side_stream(device):
+    """One for all captures: libraries keep memory of their own for each stream."""
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def garbage_kept():
+    """Within it Python frees nothing by itself: a graph that dies spoils one that is captured."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def captured(function, device):
     """function() -> (what it made, a function that does it again).
 
     In the same memory, and for one call of the host.
     """
-    # Libraries prepare themselves at the first call, which can't be captured.
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        function()
-    torch.cuda.current_stream().wait_stream(side)
+    side = side_stream(device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        made = function()
+    with garbage_kept(), torch.cuda.device(device):
+        # Libraries prepare themselves at the first call, which can't be captured.
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph, stream=side):
+            made = function()
 
     def replay():
         graph.replay()

@@ -347,7 +347,7 @@ class Device(TorchFunctionMode):
             kept.append((place, x.elem.storage_offset(), tuple(x.shape), x.elem.stride()))
         self.trace.append(tuple(kept))
 
-    def captured(self, function):
+    def captured(self, function, device=None):
         """In place of fast.graphs.captured: called again, and each time it must do the same."""
 
         function()  # to warm up

@@ -4,7 +4,9 @@ With the same counters. A difference of more than rounding is named: what the St
 what of the plain machine it does not follow.
 """
 
+import gc
 import random
+import weakref
 
 import pytest
 import torch
@@ -309,12 +311,47 @@ def test_what_was_foreseen_is_of_one_text(draft):
         [("rollback", 12), ("extend", [104] * 4)],
         [("peek", [104, 107]), ("extend", [104] * 3)],
         [("peek", [104], [MASK] * 4), ("extend", [104] * 3)],
+        [("alone", [104], forced([107] * 30), Sampling()), ("extend", [104] * 3)],
     ):
         ask(draft, decided[:1], *decided[1:], forced([104] * 5), Sampling())
         assert states[1].foreseen.ids == [104] * 6
         for call, *given in calls:
             ask(call, *given)
         ask("extend", [110])
+
+
+def test_buffers_that_are_used_again_may_come_from_inference_mode():
+    """Guards: training on a GPU ended at its first look, which makes states in both modes."""
+    machine = fixed_of(*make_models(0))
+    ids = random_ids(20).tolist()
+    with torch.inference_mode():
+        expected = machine.state().extend(ids)
+    again = machine.state()
+    assert torch.equal(again.extend(ids), expected)
+    [(_, logits)] = again.alone([104], forced([107]), Sampling())
+    assert logits.isfinite().any()
+
+
+def test_a_model_ends_with_what_was_captured_of_it():
+    """Without a collection of garbage, which may come while another graph is captured."""
+    machine = fixed_of(*make_models(0))
+    machine.state().extend(random_ids(20).tolist())
+    assert machine.model.idle
+    known = weakref.ref(machine.model)
+    gc.collect()
+    gc.disable()
+    try:
+        del machine
+        assert known() is None
+    finally:
+        gc.enable()
+
+
+def test_a_long_rollback_takes_one_of_few_sizes():
+    """Guards: buffers and graphs of a GPU for each length of an answer."""
+    machine = fixed_of(*make_models(0))
+    sizes = {machine.state(max_rollback=n).max_rollback for n in range(1, 200, 7)}
+    assert sizes == {72, 128, 256} and machine.state().max_rollback == 72
 
 
 def test_fast_stream_follows_the_plain_state_in_other_shapes():
