@@ -33,6 +33,7 @@ def apart(got, expected):
     return float((got - expected).abs().max()) if got.numel() else 0.0
 
 
+@torch.inference_mode()
 def poison(stream):
     """Make NaN of all rows that a Stream has to write before it may read them.
 
