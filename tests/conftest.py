@@ -10,13 +10,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from device import Device
 
 import train
 from data import BOS, OFFSET
 from fast.fixed import FixedStream, fixed
 from fast.lean import FastModel
 from fast.load import Machine, load_model, prepared
+from fast.official import ByteStateStream
 from fast.patching import calibrate
+from fast.stream import Stream
 from generate import Prefix
 from model import BLT
 from patcher import Patcher, PatcherConfig
@@ -25,8 +28,11 @@ from training.presets import PRESETS
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ["NO_COLOR"] = "1"
 # Where random models lie: TEST_DEVICE=cuda runs the tests of layers, model, generate, diffusion,
-# speculate and stream on a GPU.
+# speculate and stream on a GPU; TEST_DEVICE=emulated on the one of tests/device.py.
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
+if DEVICE == "emulated":
+    Device("cuda").__enter__()
+    DEVICE = "cuda"
 # What a shell starts in the background ignores the first, what nohup starts the second.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -86,14 +92,20 @@ def plain_of(model, patcher):
     return Machine(model, patcher, Prefix)
 
 
+def tensor_of(ids):
+    """Ids as a tensor where random models lie."""
+    return torch.tensor(ids, device=DEVICE)
+
+
 def fast_of(model, patcher):
     """The fast machine as generation on a CPU takes it, its weights folded."""
     return prepared(model, patcher)
 
 
 def unfolded_of(model, patcher):
-    """The fast machine as a GPU takes it: caches, and the weights as they are."""
-    return Machine(FastModel(model, fold=False), patcher, prepared(model, patcher).kind)
+    """A fast machine whose weights are as they are, and whose passes have as many rows as asked."""
+    kind = ByteStateStream if model.config.byte_states else Stream
+    return Machine(FastModel(model, fold=False), patcher, kind)
 
 
 def fixed_of(model, patcher):
@@ -102,6 +114,8 @@ def fixed_of(model, patcher):
 
 
 FAST = {"folded": fast_of, "unfolded": unfolded_of}
+# Where passes are captured graphs, no hook sees them.
+seen_by_hooks = pytest.mark.skipif(DEVICE.startswith("cuda"), reason="graphs run no hooks")
 
 
 def count_passes(model, patcher):
@@ -144,4 +158,4 @@ def trained_file(corpus_file, tmp_path_factory):
 def trained(trained_file):
     """The same, as (model, patcher) in float64."""
     model, patcher = load_model(trained_file)
-    return model.double(), patcher.double()
+    return model.double().to(DEVICE), patcher.double().to(DEVICE)

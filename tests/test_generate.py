@@ -5,7 +5,16 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import FAST, count_passes, fast_of, make_models, plain_of, random_ids
+from conftest import (
+    FAST,
+    count_passes,
+    fast_of,
+    make_models,
+    plain_of,
+    random_ids,
+    seen_by_hooks,
+    tensor_of,
+)
 
 from bandwidth import (
     acceptance,
@@ -189,7 +198,7 @@ def repeated_forwards(model, patcher, prompt, n):
     """Greedy plain BLT without any state: the whole text anew for each byte."""
     text = [BOS, *prompt]
     for _ in range(n):
-        logits = in_full(model, patcher, torch.tensor(text))[-1]
+        logits = in_full(model, patcher, tensor_of(text))[-1]
         logits[[PAD, BOS, EOS, MASK]] = -math.inf
         text.append(int(logits.argmax()))
     return text[1 + len(prompt) :]
@@ -229,6 +238,7 @@ def test_fast_plain_blt_writes_what_repeated_forwards_do_on_a_trained_model(trai
         assert made.ids == slow, make.__name__
 
 
+@seen_by_hooks
 @pytest.mark.parametrize("make", FAST.values(), ids=FAST)
 def test_counters_count_passes_that_really_ran(make):
     machine = make(*make_models(2))
@@ -417,7 +427,7 @@ def test_bits_of_an_output_are_those_behind_its_prompt():
     model, patcher = make_models(1)
     prompt = random_ids(9, 1)[1:].tolist()
     ids = random_ids(40, 2)[1:].tolist()
-    log_p = in_full(model, patcher, torch.tensor([BOS, *prompt, *ids])).log_softmax(-1)
+    log_p = in_full(model, patcher, tensor_of([BOS, *prompt, *ids])).log_softmax(-1)
     own = [log_p[len(prompt) + i, id_].item() for i, id_ in enumerate(ids)]
     for machine in (plain_of(model, patcher), fast_of(model, patcher)):
         bits = -sum(own) / len(own) / math.log(2)

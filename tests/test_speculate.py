@@ -13,7 +13,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import FAST, count_passes, fast_of, fixed_of, make_models, plain_of, random_ids
+from conftest import (
+    FAST,
+    count_passes,
+    fast_of,
+    fixed_of,
+    make_models,
+    plain_of,
+    random_ids,
+    seen_by_hooks,
+    tensor_of,
+)
 
 import speculate as speculating
 from data import BOS, EOS, MASK, OFFSET, PAD, encode
@@ -212,6 +222,7 @@ def test_a_stop_inside_a_draft_ends_the_output_there():
 # ---- what counts, and what is left behind
 
 
+@seen_by_hooks
 @pytest.mark.parametrize("make", FAST.values(), ids=FAST)
 def test_counters_equal_passes_really_run(make):
     machine = make(*make_models(1, block_size=8, chain_width=6))
@@ -277,7 +288,7 @@ def test_a_watch_sees_every_round():
     watch = Recorder()
     how = {"block_size": 8, "unmask": ONE_STEP, "sampling": ENDLESS, "watch": watch}
     made = generate_bltdv(fast_of(model, patcher).state(), [104], 40, **how)
-    closes = patcher.closes(torch.tensor([BOS, 104, *made.ids])).tolist()
+    closes = patcher.closes(tensor_of([BOS, 104, *made.ids])).tolist()
     rounds = watch.all_of("round")
     assert watch.told[0] == ("begin", 2)
     assert watch.told[1] == ("bytes", made.ids[:1])
@@ -326,7 +337,7 @@ def test_a_near_tie_of_two_bytes_is_seen_where_they_part():
     ties = []
     for at in (10, 11, 30):
         prompt, plain, other = parted(at, prompt=3)
-        text = torch.tensor([BOS, *prompt, *plain])
+        text = tensor_of([BOS, *prompt, *plain])
         logits = model(text[None], patcher.closes(text)[None])[0, len(prompt) + at]
         best, second = logits.topk(2).indices
         given = (machine, prompt, plain, other, ENDLESS)
@@ -350,7 +361,7 @@ def test_banned_ids_make_no_near_tie():
     far(patcher)
     machine = plain_of(model, patcher)
     _, plain, other = parted(at=10)
-    text = torch.tensor([BOS, *plain[:10]])
+    text = tensor_of([BOS, *plain[:10]])
     best = model(text[None], patcher.closes(text)[None])[0, -1].argmax()
     head = model.decoder.head.weight
     with torch.no_grad():
@@ -371,7 +382,7 @@ def test_a_boundary_that_rounding_decides_is_seen_however_far_back(kind, length)
     """
     model, patcher = make_models(1, kind=kind)
     prompt, plain, other = parted(at=60, n=80, prompt=length)
-    H = patcher.entropies(torch.tensor([BOS, *prompt, *plain])).tolist()
+    H = patcher.entropies(tensor_of([BOS, *prompt, *plain])).tolist()
     scores = H
     if kind == "monotonic":
         scores = [math.inf] + [b - a for a, b in zip(H, H[1:])]

@@ -11,7 +11,17 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAST, count_passes, fast_of, fixed_of, make_models, plain_of, random_ids
+from conftest import (
+    FAST,
+    count_passes,
+    fast_of,
+    fixed_of,
+    make_models,
+    plain_of,
+    random_ids,
+    seen_by_hooks,
+    tensor_of,
+)
 
 from data import BOS, EOS, MASK, OFFSET, encode
 from fast import __main__ as way
@@ -385,7 +395,7 @@ def test_eos_in_the_middle_closes_its_patch_in_a_stream_too():
 
 
 def test_fast_stream_follows_the_plain_state_on_a_trained_model(trained, corpus_file):
-    ids = torch.tensor([BOS, *encode(corpus_file.read_bytes()[3000:3300])])
+    ids = tensor_of([BOS, *encode(corpus_file.read_bytes()[3000:3300])])
     Walk(trained, ids).run()
 
 
@@ -404,6 +414,7 @@ def extended(stream, ids):
     return stream
 
 
+@seen_by_hooks
 @pytest.mark.parametrize("make", FAST.values(), ids=FAST)
 def test_counters_of_a_stream_are_passes_that_really_ran(make):
     """A growing draft runs a row at a time, and what was asked just before costs nothing."""
