@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_models, random_ids
+from conftest import DEVICE, make_models, random_ids
 
 from data import MASK, Crops
 from diffusion import REJECTED, Losses, choose_draft_starts, losses_of, make_blocks
@@ -115,7 +115,7 @@ def test_cached_self_drafts_are_what_draft_rows_are_trained_for(seed, mean, wind
     for start in (1, 9, 30, 41):
         length = 8
         drafted = ids[start : start + length].tolist()
-        blocks = Blocks.behind(start, drafted, [], "cpu")
+        blocks = Blocks.behind(start, drafted, [], DEVICE)
         # Beside the whole text, which holds the answers
         trained = model(ids[None], closes[None], blocks)[0, len(ids) :]
         state = machine.state()
@@ -125,7 +125,7 @@ def test_cached_self_drafts_are_what_draft_rows_are_trained_for(seed, mean, wind
             cached = state.model.decoder.head(rows)
             assert torch.allclose(cached, trained[:n], atol=1e-10), (start, n)
         # And a block of cells behind the first of them, as BLT-DV drafts it
-        mixed = Blocks.behind(start, drafted[:1], [MASK] * K, "cpu")
+        mixed = Blocks.behind(start, drafted[:1], [MASK] * K, DEVICE)
         trained = model(ids[None], closes[None], mixed)[0, len(ids) :]
         cached = state.model.decoder.head(state.peek(drafted[:1], [MASK] * K))
         assert torch.allclose(cached, trained, atol=1e-10), start
@@ -134,7 +134,7 @@ def test_cached_self_drafts_are_what_draft_rows_are_trained_for(seed, mean, wind
 def test_the_loss_against_a_loop():
     model, ids, closes, generators = a_batch(seed=5, chain_width=6)
     corrupted = make_blocks(ids, closes, RECIPE, generators)
-    losses = losses_of(model, ids, closes, corrupted, RECIPE)
+    losses = losses_of(model.train(), ids, closes, corrupted, RECIPE)
     logits = model(ids[:, :-1], closes, corrupted.blocks).log_softmax(-1)
     N = closes.shape[1]
     clean = hidden = drafted = 0.0

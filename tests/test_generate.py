@@ -412,13 +412,14 @@ def test_sizes_are_those_of_the_models_parts(changes):
 
 def test_bits_per_byte_equals_the_full_forwards_loss(trained):
     """A document longer than a pass takes; its EOS is predicted too, and counts as no byte."""
-    ids = torch.cat([random_ids(600, 4), torch.tensor([EOS])])
+    ids = torch.cat([random_ids(600, 4), tensor_of([EOS])])
     logits = in_full(*trained, ids)[:-1]
     nats = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()
     bits = nats / math.log(2) / (len(ids) - 2)
     for machine in (plain_of(*trained), fast_of(*trained)):
         shown = []
-        assert bits_per_byte(machine.state, [ids], shown.append) == pytest.approx(bits, rel=1e-6)
+        told = bits_per_byte(machine.state, [ids.cpu()], shown.append)
+        assert told == pytest.approx(bits, rel=1e-6)
         assert sum(shown) == len(ids) - 1
     assert bits_per_byte(machine.state, []) is None
 

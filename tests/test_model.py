@@ -4,7 +4,7 @@ from dataclasses import asdict, fields
 
 import pytest
 import torch
-from conftest import ROOT, make_models, random_ids
+from conftest import DEVICE, ROOT, make_models, random_ids, tensor_of
 
 from data import BOS, MASK, PAD, encode
 from fast.load import load_model, model_from, patcher_from
@@ -105,9 +105,9 @@ def test_no_byte_moves_an_earlier_logit(seed, max_patch, window):
 
 def block_at(start, ids, draft):
     """One block of a row of text: ids and draft, a row of each."""
-    positions = start + torch.arange(len(ids))[None]
+    positions = start + torch.arange(len(ids), device=DEVICE)[None]
     starts = torch.full_like(positions, start)
-    return Blocks(torch.tensor([ids]), positions, starts, torch.tensor([draft]))
+    return Blocks(tensor_of([ids]), positions, starts, tensor_of([draft]))
 
 
 @pytest.mark.parametrize("drafted", [0, 2])
@@ -175,9 +175,9 @@ def test_a_block_reads_the_latent_closed_before_it_starts():
     ids = random_ids(50, 4)
     closes = patcher.closes(ids)
     for start in range(1, 50):
-        block = Blocks.behind(start, [105], [MASK] * 4, "cpu")
+        block = Blocks.behind(start, [105], [MASK] * 4, DEVICE)
         assert block.draft.tolist() == [[True, False, False, False, False]]
-        assert torch.equal(block.positions[0], start + torch.arange(5))
+        assert block.positions[0].tolist() == list(range(start, start + 5))
         among = model(ids[None], closes[None], block)[0, 50:]
         behind = model(ids[None, :start], closes[None, :start], block)[0, start:]
         assert torch.allclose(among, behind, atol=1e-11), start
@@ -243,12 +243,12 @@ def test_an_open_patch_may_be_of_any_length():
         assert (found[0, 1:] == -1).all() and (found[1, 2:] == -1).all()
     model, _ = make_models(1, max_patch=4)
     ids = random_ids(30, 1)[None].expand(2, -1)
-    assert model(ids, closes).isfinite().all()
+    assert model(ids, closes.to(DEVICE)).isfinite().all()
 
 
 def test_ngram_entries_against_a_loop():
     ids = random_ids(20, 1)
-    entries = ngram_entries(torch.cat([torch.full((LEAD,), PAD), ids])[None], 97)[0]
+    entries = ngram_entries(torch.cat([tensor_of([PAD] * LEAD), ids])[None], 97)[0]
     padded = [PAD] * LEAD + ids.tolist()
     for i in range(20):
         for table, n in enumerate(NGRAMS):
@@ -265,7 +265,7 @@ def test_patch_vectors_against_a_loop():
     encoder = model.encoder
     rows = torch.stack([random_ids(50, s, alphabet=4 + 20 * s) for s in range(2)])
     closes = torch.stack([patcher.closes(row) for row in rows])
-    states = torch.randn(2, 50, 32, dtype=torch.float64)
+    states = torch.randn(2, 50, 32, dtype=torch.float64).to(DEVICE)
     got = encoder(states, closes)
     for b in range(2):
         for m, patch in enumerate(slow_patches(closes[b].tolist(), 5)):
@@ -279,9 +279,9 @@ def test_patch_vectors_against_a_loop():
 def test_a_chained_block_is_the_chained_head():
     """Cell by cell with what was drawn, or all at once with what is known."""
     model, _ = make_models(1, chain_width=6)
-    rows = torch.randn(4, 32, dtype=torch.float64)
+    rows = torch.randn(4, 32, dtype=torch.float64).to(DEVICE)
     before, *ids = random_ids(5, 1).tolist()
-    whole, _ = model.decoder.chain(rows[None], torch.tensor([[before, *ids[:3]]]))
+    whole, _ = model.decoder.chain(rows[None], tensor_of([[before, *ids[:3]]]))
     noise = torch.zeros(4, 260).scatter_(1, torch.tensor(ids)[:, None], torch.inf)  # picks them
     for j, (id_, logits) in enumerate(model.decoder.chained(rows, before, noise, Sampling())):
         assert id_ == ids[j]
@@ -335,7 +335,7 @@ def test_load_model_returns_what_model_py_says(trained_file):
         "layers",
         "torch",
     }
-    ids = random_ids(80, 2)
+    ids = random_ids(80, 2).cpu()
     closes = patcher.closes(ids)[None]
     assert torch.equal(model(ids[None], closes), expected(ids[None], closes))
 
