@@ -5,6 +5,7 @@ A process of its own is the first of one, and nothing here changes what it does.
 
 import contextlib
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -67,6 +68,10 @@ def leave():
     """
     if dist.is_initialized():
         anywhere(False)
+        # gloo's thread needs the interpreter to let go of what it has just reduced. A wrapper that
+        # an interrupt leaves behind would take the group down, and wait for that thread, without
+        # giving it up.
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 
