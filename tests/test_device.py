@@ -356,6 +356,8 @@ def test_a_checkpoint_is_checked_there(trained_file, device, capsys):
     """fast.load.checked compares both machines on the device."""
     machine = load(trained_file, device.place)
     assert machine.kind is not Prefix, capsys.readouterr().err
+    # Its passes looked through other windows: nobody could use them again.
+    assert not machine.model.idle
 
 
 def test_passes_of_another_configuration_are_not_taken(cuda):

@@ -820,7 +820,7 @@ def test_fast_bltd_writes_what_its_slow_twin_does_and_counts_its_passes(unmask, 
         assert watch.steps == expected.steps, said
         spent = made.counters
         prefill = spent.prefill
-        if DEVICE == "cpu":  # graphs run no hooks
+        if not DEVICE.startswith("cuda"):  # graphs run no hooks
             assert ran["decoder"] == spent.decoder + prefill["decoder"]
             assert ran["encoder"] == spent.encoder_global + prefill["encoder_global"]
             assert ran["globe"] == ran["encoder"]
